@@ -1,0 +1,114 @@
+"""The only place that reads time or sleeps, and a clock for tests that does neither."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where an engine and a ledger read time, in seconds, and where they wait."""
+
+    def now(self) -> float:
+        """Wall-clock time: seconds since the epoch. May jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Time that never goes back, from an arbitrary start."""
+        ...
+
+    def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        """Wait; True if `wake` was set before the time was over."""
+        ...
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Wait without blocking the event loop (asyncio or trio)."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        if wake is not None:
+            return wake.wait(max(0.0, seconds))
+        if seconds > 0:
+            time.sleep(seconds)
+        return False
+
+    async def sleep_async(self, seconds: float) -> None:
+        await _async_sleep(max(0.0, seconds))
+
+    def __repr__(self) -> str:
+        return "SystemClock()"
+
+
+class VirtualClock:
+    """A clock that moves only when told to, or when somebody sleeps on it. Thread-safe.
+
+    `sleeps` lists every wait in order. `jump()` moves the wall clock alone, as an administrator or
+    a suspended machine does.
+    """
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._lock = threading.Lock()
+        self._elapsed = 0.0
+        self._wall = start
+        self.sleeps: list[float] = []
+
+    def now(self) -> float:
+        with self._lock:
+            return self._wall + self._elapsed
+
+    def monotonic(self) -> float:
+        with self._lock:
+            return self._elapsed
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass on both clocks."""
+        if seconds < 0:
+            raise ValueError(f"seconds: {seconds!r} is not allowed; must be >= 0 (use jump() to set the wall clock back)")
+        with self._lock:
+            self._elapsed += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock forward or back; the monotonic clock stays."""
+        with self._lock:
+            self._wall += seconds
+
+    def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        if wake is not None and wake.is_set():
+            return True
+        self._pass(seconds)
+        return False
+
+    async def sleep_async(self, seconds: float) -> None:
+        self._pass(seconds)
+        await _async_sleep(0)  # other tasks get their turn, as they would in a real wait
+
+    def _pass(self, seconds: float) -> None:
+        seconds = max(0.0, seconds)
+        with self._lock:
+            self.sleeps.append(seconds)
+            self._elapsed += seconds
+
+
+async def _async_sleep(seconds: float) -> None:
+    import sys
+
+    # anyio is the bridge to trio; an asyncio program need not have it installed.
+    if "trio" in sys.modules:
+        import anyio
+
+        await anyio.sleep(seconds)
+    else:
+        import asyncio
+
+        await asyncio.sleep(seconds)

@@ -1,0 +1,240 @@
+"""The guard's protocol as pure functions: record and request in, next record out.
+
+Every store does exactly this, atomically; the model check explores exactly this. No function reads a clock.
+Why it is safe: design notes in docs/guard.md. In short: only the current owner under the current fence may say
+"not applied"; anybody may say "applied"; nothing but evidence or a key that the provider honours leads out of HELD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import evolve
+
+from retrypolicy.guard.ledger import COLLECTABLE, Phase, Record, Refused, Take, Taken
+
+
+def live(record: Record | None, now: float) -> Record | None:
+    """The record, or None if it has expired: an expired record counts as never seen."""
+    if record is not None and record.phase in COLLECTABLE and record.expires <= now:
+        return None
+    return record
+
+
+def arm(record: Record | None, take: Take, now: float, retention: float) -> tuple[Record | None, Taken | Refused]:
+    """An attempt is about to put its first byte on the wire."""
+    return _take(record, take, now, retention, Phase.ARMED)
+
+
+def claim(record: Record | None, take: Take, now: float, retention: float) -> tuple[Record | None, Taken | Refused]:
+    """Keep the key without arming it. A held key can't be claimed: it already waits."""
+    return _take(record, take, now, retention, Phase.CLAIMED)
+
+
+def _take(
+    record: Record | None, take: Take, now: float, retention: float, to: Phase
+) -> tuple[Record | None, Taken | Refused]:
+    record = live(record, now)
+    if record is None:
+        fresh = Record(
+            key=take.key,
+            phase=to,
+            generation=take.generation,
+            fingerprint=take.fingerprint,
+            first_seen=now,
+            label=take.label,
+            provider=take.provider,
+        )
+        return _taken(evolve(fresh, fence=0), take, now, retention, to)
+    if record.phase is to and record.owner == take.owner and record.token == take.token:
+        return record, _answer(record)  # the same statement again, after a lost reply
+    if record.phase is Phase.ARMED and record.lease < now:
+        record = _held(record, fence=record.fence + 1)
+    if not _may_take(record, take, now, to):
+        return record, Refused(record=record, now=now)
+    if record.phase is Phase.FAILED:
+        # The old call is over: a new one begins, and counts from the start.
+        record = evolve(record, attempts=0, first_seen=now, result=None)
+    if take.generation != record.generation:
+        # Another outgoing key: the provider's window starts anew with it.
+        record = evolve(record, generation=take.generation, first_armed=None)
+    return _taken(record, take, now, retention, to)
+
+
+def _may_take(record: Record, take: Take, now: float, to: Phase) -> bool:
+    same = record.fingerprint == take.fingerprint and record.generation == take.generation
+    ours = record.phase is Phase.CLAIMED and record.owner == take.owner
+    if record.not_before > now and not ours:
+        return False
+    match record.phase:
+        case Phase.CLAIMED:
+            free = ours or record.lease < now
+            return free and (same or _renewed(record, take))
+        case Phase.FAILED:
+            return same or _renewed(record, take)
+        case Phase.HELD:
+            # Same key and same content to a provider that still remembers it; or the policy accepts duplicates.
+            return (
+                to is Phase.ARMED
+                and same
+                and take.window is not None
+                and record.first_armed is not None
+                and now < record.first_armed + take.window
+            )
+        case _:
+            return False
+
+
+def _renewed(record: Record, take: Take) -> bool:
+    """Other content under a key of which nothing was applied: only with a new outgoing key, if one went out before."""
+    if record.first_armed is None:
+        return take.generation == record.generation
+    return take.generation == record.generation + 1
+
+
+def _taken(record: Record, take: Take, now: float, retention: float, to: Phase) -> tuple[Record, Taken]:
+    armed = to is Phase.ARMED
+    record = evolve(
+        record,
+        phase=to,
+        fence=record.fence + 1,
+        owner=take.owner,
+        token=take.token,
+        lease=now + take.lease,
+        fingerprint=take.fingerprint,
+        first_armed=(now if record.first_armed is None else record.first_armed) if armed else record.first_armed,
+        last_armed=now if armed else record.last_armed,
+        attempts=record.attempts + take.attempts,
+        not_before=0.0 if armed else take.not_before,
+        label=take.label or record.label,
+        provider=take.provider or record.provider,
+        expires=max(record.expires, now + retention, take.not_before + retention),
+    )
+    return record, _answer(record)
+
+
+def _answer(record: Record) -> Taken:
+    return Taken(
+        fence=record.fence,
+        attempts=record.attempts,
+        first_seen=record.first_seen,
+        first_armed=record.first_armed,
+        tainted=record.taint,
+    )
+
+
+def park(
+    record: Record | None,
+    owner: bytes,
+    fence: int,
+    now: float,
+    retention: float,
+    *,
+    lease: float = 0.0,
+    not_before: float = 0.0,
+) -> Record | None:
+    """Proven not applied, to be repeated: claimed, or held again if an earlier attempt's outcome is unknown."""
+    if record is None or not _owned(record, owner, fence, Phase.ARMED, Phase.CLAIMED):
+        return record
+    if record.taint:
+        return evolve(_held(record), not_before=not_before)
+    return evolve(
+        record,
+        phase=Phase.CLAIMED,
+        lease=now + lease if lease > 0 else 0.0,
+        not_before=not_before,
+        expires=max(record.expires, not_before + retention),
+    )
+
+
+def done(
+    record: Record | None, key: bytes, result: Mapping[str, Any], now: float, retention: float, *, provider: str = ""
+) -> Record:
+    """Applied. Believed from anyone, stale owners included; final: the first result stays."""
+    if record is None:
+        record = Record(key=key, phase=Phase.DONE, first_seen=now, result=result, provider=provider)
+    elif record.phase is Phase.DONE:
+        return record
+    return evolve(
+        record,
+        phase=Phase.DONE,
+        taint=False,
+        owner=None,
+        token=None,
+        lease=0.0,
+        not_before=0.0,
+        result=dict(result),
+        expires=max(record.expires, now + retention),
+    )
+
+
+def reject(
+    record: Record | None, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0
+) -> Record | None:
+    """Refused: failed, unless an earlier attempt's outcome is unknown (then only a sure refusal counts)."""
+    if record is None or not _owned(record, owner, fence, Phase.ARMED):
+        return record
+    if record.taint and not sure:
+        return evolve(_held(record), not_before=not_before)
+    return evolve(
+        record, phase=Phase.FAILED, taint=False, owner=None, token=None, lease=0.0, not_before=not_before
+    )
+
+
+def unknown(record: Record | None, owner: bytes, fence: int, *, not_before: float = 0.0) -> Record | None:
+    """The attempt may have been applied."""
+    if record is None or not _owned(record, owner, fence, Phase.ARMED):
+        return record
+    return evolve(_held(record), not_before=not_before)
+
+
+def expire(record: Record | None, fence: int, now: float) -> Record | None:
+    """The owner of an armed record is taken for dead. It is never simply run again."""
+    if record is None or record.phase is not Phase.ARMED or record.fence != fence or record.lease >= now:
+        return record
+    return _held(record, fence=fence + 1)
+
+
+def resolve(
+    record: Record | None,
+    fence: int,
+    verdict: Literal["applied", "not_applied"],
+    now: float,
+    retention: float,
+    *,
+    quiet: float = 0.0,
+    result: Mapping[str, Any] | None = None,
+) -> Record | None:
+    """Evidence from a person, the provider or an event, for a held key."""
+    if record is None or record.phase is not Phase.HELD or record.fence != fence:
+        return record
+    if verdict == "applied":
+        return done(record, record.key, result or {}, now, retention)
+    if record.last_armed is not None and record.last_armed > now - quiet:
+        return record  # the provider's index may lag behind: "not found" proves nothing yet
+    return evolve(
+        record,
+        phase=Phase.FAILED,
+        taint=False,
+        fence=record.fence + 1,
+        not_before=0.0,
+        result=dict(result) if result else None,
+        expires=max(record.expires, now + retention),
+    )
+
+
+def _owned(record: Record, owner: bytes, fence: int, *phases: Phase) -> bool:
+    return record.phase in phases and record.owner == owner and record.fence == fence
+
+
+def _held(record: Record, fence: int | None = None) -> Record:
+    return evolve(
+        record,
+        phase=Phase.HELD,
+        taint=True,
+        owner=None,
+        token=None,
+        lease=0.0,
+        fence=record.fence if fence is None else fence,
+    )

@@ -1,0 +1,188 @@
+"""What one attempt produced, what it did on the server, what is decided, and the report on a call."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+
+class Stage(enum.Enum):
+    """How far a failed attempt got. The order is the order of time; UNOBSERVED stands apart."""
+
+    NOT_CONNECTED = "not_connected"  # DNS, TCP, CONNECT or the TLS handshake failed
+    NOT_SENT = "not_sent"  # connected, and no byte of the request was handed over
+    HEAD_UNFINISHED = "head_unfinished"  # the socket refused part of the header block
+    BODY_UNFINISHED = "body_unfinished"  # the head went out, the last body byte did not
+    SENT = "sent"  # everything went out, no byte came back
+    ANSWERING = "answering"  # at least one byte came back, but no whole head
+    UNOBSERVED = "unobserved"  # nobody watched: nothing is known
+
+
+NOTHING_SENT = frozenset({Stage.NOT_CONNECTED, Stage.NOT_SENT, Stage.HEAD_UNFINISHED})
+"""The stages that prove that no complete request head can have reached the server."""
+
+
+class Effect(enum.Enum):
+    """Did the request take effect on the server? (RFC 9110's word is "applied".)"""
+
+    NOT_APPLIED = "not_applied"
+    UNKNOWN = "unknown"
+    APPLIED = "applied"
+
+
+class Reason(enum.Enum):
+    """Why a decision was taken. The docs' table of stop reasons is drawn from this list."""
+
+    # Stop: the call is over, well or badly.
+    SUCCESS = "success"
+    NOT_RETRYABLE = "not_retryable"  # the policy does not retry this answer or error
+    PERMANENT = "permanent"  # the same attempt would fail the same way (bad certificate, invalid URL)
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    UNSAFE = "unsafe"  # unknown effect, and a repeat could be a second one
+    BODY_NOT_REPLAYABLE = "body_not_replayable"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    LIMIT_EXHAUSTED = "limit_exhausted"  # a per-phase counter (`limits`)
+    PUSHBACK_TOO_LONG = "pushback_too_long"
+    SERVER_SAID_NO = "server_said_no"  # a "do not retry" hint
+    TOTAL_TIMEOUT = "total_timeout"
+    LIFETIME_OVER = "lifetime_over"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    CIRCUIT_OPEN = "circuit_open"
+    STOPPED = "stopped"  # Engine.stop()
+    INTERRUPTED = "interrupted"  # KeyboardInterrupt, SystemExit, a soft time limit
+    GUARDED = "guarded"  # the guard refused the attempt (held, in progress, done, reused)
+    OBSERVED = "observed"  # RETRYPOLICY_MODE=observe: only said, not done
+    # Retry: why a repeat is safe.
+    NOT_SENT = "not_sent"
+    NOT_APPLIED = "not_applied"
+    IDEMPOTENT = "idempotent"
+    KEYED = "keyed"
+    ACCEPTED_RISK = "accepted_risk"  # Guard(on_unknown="resend")
+    # Defer: why not now.
+    WAIT_TOO_LONG = "wait_too_long"  # the wait is above max_wait
+    RUN_OVER = "run_over"  # total_timeout is used up, attempts and lifetime are left
+
+
+@frozen(kw_only=True)
+class Answered:
+    """An attempt that got a complete response head.
+
+    Headers and body are looked at by rules and never shown: neither is part of the repr.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    body_error: BaseException | None = field(default=None, repr=False)  # the head was whole, the body was not
+    pushback: float | None = None  # seconds, where a provider's own header gave one
+    reused: bool = False  # a connection that had served before
+
+
+@frozen(kw_only=True)
+class Failed:
+    """An attempt that ended in an error before a complete response head."""
+
+    error: BaseException = field(repr=lambda error: type(error).__name__)
+    stage: Stage = Stage.UNOBSERVED
+    retry_limit: int | None = None  # repeats that this kind of error is worth: 0 bad certificate, 1 unknown name
+    reused: bool = False
+
+
+Outcome = Answered | Failed
+
+
+@frozen(kw_only=True)
+class Retry:
+    """Try again after `delay` seconds."""
+
+    delay: float
+    reason: Reason = Reason.NOT_APPLIED
+
+
+@frozen(kw_only=True)
+class Defer:
+    """Not now: try again at `until` (wall-clock seconds since the epoch), in another run."""
+
+    until: float
+    reason: Reason = Reason.WAIT_TOO_LONG
+
+
+@frozen(kw_only=True)
+class Stop:
+    """The call is over."""
+
+    reason: Reason
+
+
+Decision = Retry | Defer | Stop
+
+
+@frozen(kw_only=True)
+class AttemptReport:
+    """One attempt, as far as it may be told: no header, no body, no address."""
+
+    number: int
+    status: int | None = None
+    error: str | None = None  # the error's class name
+    stage: Stage | None = None  # of a failed attempt
+    effect: Effect = Effect.UNKNOWN
+    reason: Reason = Reason.SUCCESS
+    wait: float = 0.0  # seconds slept after it
+    elapsed: float = 0.0  # seconds the attempt took
+    reused: bool = False
+
+
+@frozen(kw_only=True)
+class Report:
+    """What became of a call: attached to its response or exception (`retrypolicy.report`)."""
+
+    attempts: tuple[AttemptReport, ...] = ()
+    total_attempts: int = 0  # over all runs of the call
+    effect: Effect = Effect.NOT_APPLIED  # of the whole call: that of its worst attempt
+    reason: Reason = Reason.SUCCESS
+    retry_at: float | None = None  # wall-clock; set when the call was deferred
+    held: bool = False
+    replayed: bool = False
+    recorded: bool | None = None  # is the effect in the ledger? None: no ledger was used
+    key_digest: str | None = None
+    policy: str | None = None
+    provider: str | None = None
+
+    @property
+    def waits(self) -> tuple[float, ...]:
+        """Seconds slept after each attempt but the last."""
+        return tuple(a.wait for a in self.attempts[:-1])
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage of the last attempt, if it failed."""
+        return self.attempts[-1].stage if self.attempts else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for a log or a metric."""
+        return {
+            "attempts": [
+                {
+                    "number": a.number,
+                    "status": a.status,
+                    "error": a.error,
+                    "stage": a.stage.value if a.stage else None,
+                    "effect": a.effect.value,
+                    "reason": a.reason.value,
+                    "wait": a.wait,
+                }
+                for a in self.attempts
+            ],
+            "total_attempts": self.total_attempts,
+            "effect": self.effect.value,
+            "reason": self.reason.value,
+            "retry_at": self.retry_at,
+            "held": self.held,
+            "replayed": self.replayed,
+            "recorded": self.recorded,
+            "policy": self.policy,
+            "provider": self.provider,
+        }
