@@ -1,0 +1,131 @@
+"""What a contributor and CI run: `nox` runs the default sessions, `nox -l` lists all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types", "contracts", "docs"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def show_all_interpreters() -> None:
+    """Put every interpreter of this machine within nox's reach."""
+    # nox may run from a virtual environment that is not on the path, and may be the only Python there is.
+    os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)
+    if shutil.which("pyenv"):
+        # pyenv's commands exist for all its versions, but fail for those that are not selected.
+        versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
+        selected = subprocess.run(["pyenv", "version-name"], capture_output=True, text=True).stdout.strip()
+        os.environ["PYENV_VERSION"] = ":".join([*selected.split(":"), *versions])
+
+
+def works(version: str) -> bool:
+    """Is there a Python of this version, and does it start?"""
+    command = shutil.which(f"python{version}")
+    return command is not None and subprocess.run([command, "-c", ""], capture_output=True).returncode == 0
+
+
+show_all_interpreters()
+PYTHONS = [version for version in dict.fromkeys(["3.11", "3.12", "3.13", OURS]) if works(version)]
+if not PYTHONS:
+    raise SystemExit("noxfile: no Python 3.11 or newer was found")
+NEWEST = PYTHONS[-1]
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """The requirements of these dependency groups of pyproject.toml."""
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def django(python: str) -> str:
+    """The Django to test with: the long-term one on 3.11, which is too old for the newest."""
+    return "Django~=5.2.0" if python == "3.11" else "Django~=6.1.0"
+
+
+@nox.session(python=False)
+def demo(session: nox.Session) -> None:
+    """The main job, as a stranger runs it: from a wheel, in an environment of its own."""
+    place = session.create_tmp()
+    session.run(sys.executable, "-m", "venv", "--clear", place)
+    session.run(f"{place}/bin/pip", "install", "-q", ".[demo]")
+    session.run(f"{place}/bin/retrypolicy", "demo", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, on every interpreter found. The slow ones run on the newest only."""
+    session.install("-e", ".", *group("test"), django(str(session.python)))
+    chosen = [] if session.python == NEWEST or session.posargs else ["-m", "not slow"]
+    session.run("pytest", "-q", "-n", "auto", *chosen, *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def coverage(session: nox.Session) -> None:
+    """The tests once more, measured; fails below the floor."""
+    session.install("-e", ".", *group("coverage"), django(NEWEST))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-q", "-n", "auto", *session.posargs)
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "report")
+
+
+@nox.session(python=OURS)
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes (`nox -s lint -- --fix` mends what it can)."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if session.posargs else ["--check"]))
+
+
+@nox.session(python=OURS)
+def types(session: nox.Session) -> None:
+    """Mypy in strict mode, then pyright."""
+    session.install("-e", ".", *group("types"), django(OURS))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session(python=OURS)
+def contracts(session: nox.Session) -> None:
+    """Who may import whom."""
+    session.install("-e", ".", *group("contracts"))
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session(python=OURS)
+def docs(session: nox.Session) -> None:
+    """The pages, with every warning an error."""
+    session.install("-e", ".", *group("docs"))
+    session.run("sphinx-build", "-W", "-n", "--keep-going", "-q", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session(python=OURS)
+def bench(session: nox.Session) -> None:
+    """The benchmarks: medians of ratios, taken in one run."""
+    session.install(".", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def mutation(session: nox.Session) -> None:
+    """Mutation testing. Takes long; run by hand."""
+    session.install("-e", ".", *group("mutation"), django(NEWEST))
+    session.run("mutmut", "run", *session.posargs)
+
+
+@nox.session(python=OURS)
+def api(session: nox.Session) -> None:
+    """Write the snapshot of the public names anew, after a change that was meant."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", "-q", "tests/test_api_snapshot.py", env={"UPDATE_API_SNAPSHOT": "1"})
