@@ -1,0 +1,35 @@
+"""What every test gets: a clean environment, hypothesis profiles, and Django settings for those that need them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import django
+import hypothesis
+import pytest
+from django.conf import settings
+
+hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("deep", max_examples=5_000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+
+if not settings.configured:
+    settings.configure(
+        INSTALLED_APPS=["anymail"],
+        SECRET_KEY="a key for tests only",
+        EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend",
+        DEFAULT_FROM_EMAIL="shop@example.com",
+        USE_TZ=True,
+    )
+    django.setup()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting of the machine reaches a test: neither ours, nor a proxy between it and the loopback."""
+    for name in list(os.environ):
+        if name.upper().startswith("RETRYPOLICY_") or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    yield
