@@ -1,0 +1,1 @@
+"""HTTP facts without an HTTP library: methods, statuses, and the server's own hints about waiting."""
