@@ -19,7 +19,6 @@ if not settings.configured:
     settings.configure(
         INSTALLED_APPS=["anymail"],
         SECRET_KEY="a key for tests only",
-        EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend",
         DEFAULT_FROM_EMAIL="shop@example.com",
         USE_TZ=True,
     )
