@@ -57,7 +57,10 @@ def pushback(headers: Mapping[str, str], now: float, hints: Sequence[Hint] = ())
     though RFC 9110 has none. Everything else (signs, exponents, lists, other digits than ASCII, nothing at all, waits
     above `LONGEST`) is as if the header were absent.
     """
-    fields = {name.lower(): value for name, value in headers.items()}
+    fields: dict[str, str] = {}
+    for name, value in headers.items():  # a field may come in several lines (RFC 9110 5.2)
+        name = name.lower()
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
 
     def until(moment: float | None) -> float | None:
         if moment is None:
@@ -78,10 +81,10 @@ def pushback(headers: Mapping[str, str], now: float, hints: Sequence[Hint] = ())
         return amount / 1000 if unit == "milliseconds" else amount
 
     for hint in (*_COMMON, *hints):
-        value = fields.get(hint.header.lower())
-        if value is None or (hint.when_header and number(fields.get(hint.when_header.lower(), "")) != 0):
+        said = fields.get(hint.header.lower())
+        if said is None or (hint.when_header and number(fields.get(hint.when_header.lower(), "")) != 0):
             continue
-        wait = _sensible(read(value, hint.unit))
+        wait = _sensible(read(said, hint.unit))
         if wait is not None:
             return wait
     wait = _sensible(rate_limit(fields["ratelimit"])) if "ratelimit" in fields else None
