@@ -9,7 +9,14 @@ from typing import Any
 from attrs import field, frozen
 
 
-class Stage(enum.Enum):
+class _Word(enum.Enum):
+    """An enumeration whose repr is code."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+
+class Stage(_Word):
     """How far a failed attempt got. The order is the order of time; UNOBSERVED stands apart."""
 
     NOT_CONNECTED = "not_connected"  # DNS, TCP, CONNECT or the TLS handshake failed
@@ -25,7 +32,7 @@ NOTHING_SENT = frozenset({Stage.NOT_CONNECTED, Stage.NOT_SENT, Stage.HEAD_UNFINI
 """The stages that prove that no complete request head can have reached the server."""
 
 
-class Effect(enum.Enum):
+class Effect(_Word):
     """Did the request take effect on the server? (RFC 9110's word is "applied".)"""
 
     NOT_APPLIED = "not_applied"
@@ -33,7 +40,7 @@ class Effect(enum.Enum):
     APPLIED = "applied"
 
 
-class Reason(enum.Enum):
+class Reason(_Word):
     """Why a decision was taken. The docs' table of stop reasons is drawn from this list."""
 
     # Stop: the call is over, well or badly.

@@ -172,8 +172,9 @@ def done(
 def reject(
     record: Record | None, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0
 ) -> Record | None:
-    """Refused: failed, unless an earlier attempt's outcome is unknown (then only a sure refusal counts)."""
-    if record is None or not _owned(record, owner, fence, Phase.ARMED):
+    """Not applied, and this call is over: failed, unless an earlier attempt's outcome is unknown (then only a sure
+    refusal counts). From CLAIMED it gives up a call between its attempts."""
+    if record is None or not _owned(record, owner, fence, Phase.ARMED, Phase.CLAIMED):
         return record
     if record.taint and not sure:
         return evolve(_held(record), not_before=not_before)

@@ -1,0 +1,123 @@
+"""Validators for the values of this library: each error names the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from retrypolicy.errors import PolicyError
+
+Validator = Callable[[Any, Any, Any], None]
+T = TypeVar("T")
+
+
+def strict(cls: type[T]) -> type[T]:
+    """Make an attrs class answer an unknown keyword as it answers a bad value: with the names it knows."""
+    init: Any = cls.__init__
+    known = [a.alias for a in cls.__attrs_attrs__]  # type: ignore[attr-defined]  # set by attrs
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args:
+            raise PolicyError.of(cls.__name__, args[0], "given by name: " + ", ".join(known))
+        for name in kwargs:
+            if name not in known:
+                raise PolicyError.of(f"{cls.__name__}.{name}", kwargs[name], "one of the fields " + ", ".join(known))
+        init(self, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[assignment]  # the same signature, for callers and inspect
+    return cls
+
+
+def _name(instance: Any, attribute: Any) -> str:
+    return f"{type(instance).__name__}.{attribute.name}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Validator:
+    """A finite number from `low` (not itself, if `above`) to `high`."""
+    allowed = f"a number {'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not _is_number(value) or value < low or (above and value == low) or value > high:
+            raise PolicyError.of(_name(instance, attribute), value, allowed)
+
+    return check
+
+
+def optional_number(low: float, high: float = math.inf, *, above: bool = False) -> Validator:
+    """As `number`, or None."""
+    inner = number(low, high, above=above)
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is None:
+            return
+        try:
+            inner(instance, attribute, value)
+        except PolicyError as error:
+            raise PolicyError.of(error.field, value, f"{error.allowed}, or None") from None
+
+    return check
+
+
+def integer(low: int, *, optional: bool = False) -> Validator:
+    """A whole number from `low`, or None if `optional`."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise PolicyError.of(
+                _name(instance, attribute), value, f"a whole number >= {low}" + (", or None" if optional else "")
+            )
+
+    return check
+
+
+def choice(*allowed: str) -> Validator:
+    """One of these words."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in allowed:
+            raise PolicyError.of(_name(instance, attribute), value, "one of " + ", ".join(allowed))
+
+    return check
+
+
+def member(kind: type[enum.Enum], *, optional: bool = False) -> Validator:
+    """A member of an enumeration, or None if `optional`."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, kind) and not (optional and value is None):
+            names = ", ".join(f"{kind.__name__}.{m.name}" for m in kind)
+            raise PolicyError.of(_name(instance, attribute), value, names + (", or None" if optional else ""))
+
+    return check
+
+
+def instance_or_none(kind: type) -> Validator:
+    """An instance of a class, or None."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not isinstance(value, kind):
+            raise PolicyError.of(_name(instance, attribute), value, f"a {kind.__name__}, or None")
+
+    return check
+
+
+def text(instance: Any, attribute: Any, value: Any) -> None:
+    """A str."""
+    if not isinstance(value, str):
+        raise PolicyError.of(_name(instance, attribute), value, "a str")
+
+
+def flag(instance: Any, attribute: Any, value: Any) -> None:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise PolicyError.of(_name(instance, attribute), value, "True or False")

@@ -1,0 +1,217 @@
+"""decide(): the one place where a retry is decided. Pure: no clock, no random source, no environment.
+
+The order of its checks: success, not retryable, unsafe, attempts used up, pushback, delay, deadline, budget.
+"""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from retrypolicy.http.methods import IDEMPOTENT
+from retrypolicy.http.pushback import do_not_retry, pushback
+from retrypolicy.outcome import (
+    NOTHING_SENT,
+    Answered,
+    Decision,
+    Defer,
+    Effect,
+    Failed,
+    Outcome,
+    Reason,
+    Retry,
+    Stop,
+)
+from retrypolicy.policy import Limits, RetryPolicy
+from retrypolicy.rules import Meaning, meaning
+
+__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge"]
+
+
+@frozen(kw_only=True)
+class History:
+    """What is known of a call when one of its attempts has ended. Times are wall-clock seconds since the epoch.
+
+    attempts: made so far over the whole call, the one that just ended included.
+    elapsed: seconds since this run began.
+    first_seen: when the call began. None: now.
+    previous: the last wait, for backoffs that build on it.
+    tainted: an earlier attempt's effect is unknown.
+    replayable: the body can be sent again (or none of it was read).
+    key_until: until when the provider honours the call's key on a repeat. None: it does not.
+    accepts_duplicates: the policy was told to re-send where the outcome is unknown.
+    not_after: when the call loses its purpose.
+    streak: how many attempts before this one, in a row, ended in an error with a retry limit of its own.
+    spent: retries so far by kind of failure, for `limits`.
+    """
+
+    method: str = "GET"
+    attempts: int = 1
+    elapsed: float = 0.0
+    first_seen: float | None = None
+    previous: float | None = None
+    tainted: bool = False
+    replayable: bool = True
+    key_until: float | None = None
+    accepts_duplicates: bool = False
+    not_after: float | None = None
+    streak: int = 0
+    spent: Limits = field(factory=lambda: Limits(connect=0, read=0, status=0, other=0))
+
+
+_SUCCESS = Stop(reason=Reason.SUCCESS)
+
+
+def decide(
+    policy: RetryPolicy,
+    history: History,
+    outcome: Outcome,
+    *,
+    now: float,
+    random: float,
+    permit: bool = True,
+) -> Decision:
+    """What to do after an attempt.
+
+    `now` is wall-clock time; `random` is one number from [0, 1); `permit` says whether the budget allows a retry.
+    """
+    if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and outcome.body_error is None:
+        return _SUCCESS
+    said = meaning(
+        outcome,
+        rules=policy.rules,
+        refusal_statuses=policy.refusal_statuses,
+        unsafe=history.method not in ("GET", "HEAD"),
+        tainted=history.tainted,
+    )
+    return judge(policy, history, outcome, said, now=now, random=random, permit=permit)
+
+
+def judge(
+    policy: RetryPolicy,
+    history: History,
+    outcome: Outcome,
+    said: Meaning,
+    *,
+    now: float,
+    random: float,
+    permit: bool = True,
+) -> Decision:
+    """`decide()` for a caller who already knows what the outcome means."""
+    body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
+    if said.effect is Effect.APPLIED and not body_lost:
+        return _SUCCESS
+    no = _not_retryable(policy, history, outcome, said, body_lost)
+    if no is not None:
+        return Stop(reason=no)
+    safe, why = _safety(policy, history, outcome, said, now)
+    if not safe:
+        return Stop(reason=why)
+    if not history.replayable:
+        return Stop(reason=Reason.BODY_NOT_REPLAYABLE)
+    if history.attempts >= policy.max_attempts:
+        return Stop(reason=Reason.ATTEMPTS_EXHAUSTED)
+    if policy.limits is not None and _over_limit(policy.limits, history.spent, outcome):
+        return Stop(reason=Reason.LIMIT_EXHAUSTED)
+    hint = _hint(policy, outcome, said, now)
+    if hint is not None and hint > policy.max_wait:
+        if policy.pushback == "stop":
+            return Stop(reason=Reason.PUSHBACK_TOO_LONG)
+        if policy.pushback == "cap":
+            hint = policy.max_wait
+    delay = policy.backoff.delay(history.attempts, history.previous, random)
+    if hint is not None and hint > delay:
+        delay = hint
+    due = now + delay
+    end = _end(policy, history, now)
+    if end is not None and due >= end:
+        return Stop(reason=Reason.LIFETIME_OVER)
+    if why is Reason.KEYED and history.key_until is not None and due >= history.key_until:
+        return Stop(reason=Reason.UNSAFE)  # by then the provider may have forgotten the key
+    if delay > policy.max_wait:
+        return Defer(until=due, reason=Reason.WAIT_TOO_LONG)
+    if policy.total_timeout is not None and history.elapsed + delay >= policy.total_timeout:
+        return Defer(until=due, reason=Reason.RUN_OVER)
+    if not permit:
+        return Stop(reason=Reason.BUDGET_EXHAUSTED)
+    return Retry(delay=delay, reason=why)
+
+
+def call_effect(effect: Effect, *, tainted: bool, sure: bool = False) -> Effect:
+    """A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure)."""
+    if effect is Effect.NOT_APPLIED and tainted and not sure:
+        return Effect.UNKNOWN
+    return effect
+
+
+def _not_retryable(
+    policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, body_lost: bool
+) -> Reason | None:
+    if isinstance(outcome, Failed):
+        if not isinstance(outcome.error, Exception):
+            return Reason.INTERRUPTED
+        if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:
+            return Reason.PERMANENT
+        return Reason.NOT_RETRYABLE if said.retry is False else None
+    if said.retry is not None:
+        return None if said.retry or body_lost else Reason.NOT_RETRYABLE
+    if policy.pushback != "ignore" and outcome.headers:
+        asked = do_not_retry(outcome.headers)
+        if asked is not None:
+            return None if asked else Reason.SERVER_SAID_NO
+    if outcome.status in policy.status_forcelist or body_lost:
+        return None
+    return Reason.NOT_RETRYABLE
+
+
+def _safety(
+    policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, now: float
+) -> tuple[bool, Reason]:
+    """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
+    effect = call_effect(said.effect, tainted=history.tainted, sure=said.sure)
+    nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
+    if nothing_sent and effect is Effect.NOT_APPLIED:
+        return True, Reason.NOT_SENT
+    if not nothing_sent and policy.allowed_methods is not None and history.method not in policy.allowed_methods:
+        return False, Reason.METHOD_NOT_ALLOWED
+    if effect is Effect.NOT_APPLIED:
+        return True, Reason.NOT_APPLIED
+    if history.method in policy.idempotent_methods:
+        # A repeat that only somebody's own list calls idempotent is named for what it is.
+        return True, Reason.IDEMPOTENT if history.method in IDEMPOTENT else Reason.ACCEPTED_RISK
+    if history.key_until is not None and now < history.key_until:
+        return True, Reason.KEYED
+    if history.accepts_duplicates:
+        return True, Reason.ACCEPTED_RISK
+    return False, Reason.UNSAFE
+
+
+def _over_limit(limits: Limits, spent: Limits, outcome: Outcome) -> bool:
+    kind = kind_of(outcome)
+    limit, used = getattr(limits, kind), getattr(spent, kind)
+    return limit is not None and (used or 0) >= limit
+
+
+def kind_of(outcome: Outcome) -> str:
+    """Which counter of `Limits` an outcome belongs to."""
+    if isinstance(outcome, Answered):
+        return "status" if outcome.body_error is None else "read"
+    return "connect" if outcome.stage in NOTHING_SENT else "read"
+
+
+def _hint(policy: RetryPolicy, outcome: Outcome, said: Meaning, now: float) -> float | None:
+    if policy.pushback == "ignore":
+        return None
+    if said.pushback is not None:
+        return said.pushback
+    if isinstance(outcome, Failed):
+        return None
+    if outcome.pushback is not None:
+        return outcome.pushback
+    return pushback(outcome.headers, now) if outcome.headers else None
+
+
+def _end(policy: RetryPolicy, history: History, now: float) -> float | None:
+    ends = [] if history.not_after is None else [history.not_after]
+    if policy.lifetime is not None:
+        ends.append((now if history.first_seen is None else history.first_seen) + policy.lifetime)
+    return min(ends) if ends else None

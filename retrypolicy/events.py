@@ -1,0 +1,153 @@
+"""What happened, for listeners and the log: one frozen event per thing. No header, no body, no address."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from attrs import frozen
+
+from retrypolicy.outcome import Effect, Reason, Stage
+
+logger = logging.getLogger("retrypolicy")
+
+
+@frozen(kw_only=True)
+class CallEvent:
+    """What every event tells: which call (an id of this process), by which policy and provider, to which host."""
+
+    call: str
+    policy: str | None = None
+    provider: str | None = None
+    host: str | None = None
+    method: str | None = None
+    label: str = ""
+
+
+@frozen(kw_only=True)
+class CallStarted(CallEvent):
+    """A run of a call begins."""
+
+
+@frozen(kw_only=True)
+class AttemptStarted(CallEvent):
+    """An attempt is about to connect."""
+
+    number: int
+
+
+@frozen(kw_only=True)
+class AttemptEnded(CallEvent):
+    """An attempt has ended."""
+
+    number: int
+    elapsed: float
+    effect: Effect
+    status: int | None = None
+    error: str | None = None
+    stage: Stage | None = None
+
+
+@frozen(kw_only=True)
+class Decided(CallEvent):
+    """What follows an attempt, and why. `action` is retry, defer or stop."""
+
+    number: int
+    action: str
+    reason: Reason
+
+
+@frozen(kw_only=True)
+class Waiting(CallEvent):
+    """The call sleeps before its next attempt."""
+
+    seconds: float
+    reason: Reason
+
+
+@frozen(kw_only=True)
+class Deferred(CallEvent):
+    """The call is over for this run; it makes sense to run it again at `until`."""
+
+    until: float
+    reason: Reason
+
+
+@frozen(kw_only=True)
+class Held(CallEvent):
+    """The key's outcome is unknown: it waits in the ledger for evidence."""
+
+    key_digest: str
+
+
+@frozen(kw_only=True)
+class Replayed(CallEvent):
+    """The call was done earlier; nothing was sent."""
+
+    key_digest: str
+
+
+@frozen(kw_only=True)
+class LedgerDown(CallEvent):
+    """The ledger could not be reached for this operation."""
+
+    operation: str
+
+
+@frozen(kw_only=True)
+class Done(CallEvent):
+    """A run of a call has ended, well or badly."""
+
+    attempts: int
+    effect: Effect
+    reason: Reason
+
+
+Event = (
+    CallStarted
+    | AttemptStarted
+    | AttemptEnded
+    | Decided
+    | Waiting
+    | Deferred
+    | Held
+    | Replayed
+    | LedgerDown
+    | Done
+)
+
+
+class Listener(Protocol):
+    """Told of everything that happens. What it raises is logged, and never changes the outcome of a call."""
+
+    def on_event(self, event: Event) -> None: ...
+
+
+def publish(event: Event, listeners: Iterable[Listener]) -> None:
+    """Tell the log, then every listener."""
+    _log(event)
+    for listener in listeners:
+        try:
+            listener.on_event(event)
+        except Exception:
+            logger.exception("a listener failed on %s", type(event).__name__)
+
+
+def _log(event: Event) -> None:
+    where = f"{event.method or 'call'} to {event.host or 'unknown host'}"
+    if event.label:
+        where += f" [{event.label}]"
+    match event:
+        case Waiting():
+            logger.info("%s: waiting %.3f s (%s)", where, event.seconds, event.reason.value)
+        case Deferred():
+            logger.warning("%s: deferred until %.0f (%s)", where, event.until, event.reason.value)
+        case Held():
+            logger.warning("%s: outcome unknown, key %s is held", where, event.key_digest[:12])
+        case Replayed():
+            logger.info("%s: done earlier, key %s replayed, nothing sent", where, event.key_digest[:12])
+        case LedgerDown():
+            logger.error("%s: ledger unavailable (%s)", where, event.operation)
+        case _:
+            pass

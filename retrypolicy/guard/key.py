@@ -1,0 +1,200 @@
+"""Keys: what names a call, the digests that the ledger keeps of it, and the fingerprint of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from attrs import frozen
+
+from retrypolicy.errors import ConfigurationError
+
+SECRET_VARIABLE = "RETRYPOLICY_SECRET"
+MAX_KEY_LENGTH = 1024
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_key(key: object) -> str:
+    """The key, if it can be one. Raises `ConfigurationError` before anything is sent."""
+    if not isinstance(key, str):
+        raise ConfigurationError(f"key: {type(key).__name__} is not allowed; must be a str")
+    if not key.strip():
+        raise ConfigurationError("key: an empty key is not allowed; must name the call, as 'receipt/42' does")
+    if len(key) > MAX_KEY_LENGTH:
+        raise ConfigurationError(f"key: {len(key)} characters are not allowed; must be at most {MAX_KEY_LENGTH}")
+    if _CONTROL.search(key):
+        raise ConfigurationError("key: control characters are not allowed")
+    return key
+
+
+@frozen
+class Secret:
+    """What digests are keyed with: the current secret first, then older ones that are still read.
+
+    It comes from outside the ledger, so that whoever reads the ledger can't guess keys or contents from it.
+    """
+
+    values: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, given: str | bytes | Sequence[str | bytes] | None) -> Secret:
+        """The argument, else `RETRYPOLICY_SECRET` (several separated by commas, the current one first), else none.
+
+        Raises `ConfigurationError` for an empty secret.
+        """
+        if given is None:
+            text = os.environ.get(SECRET_VARIABLE, "")
+            given = [part.strip() for part in text.split(",")] if text.strip() else []
+            if not given:
+                return cls((b"",))
+        if isinstance(given, (str, bytes)):
+            given = [given]
+        values = tuple(v.encode() if isinstance(v, str) else bytes(v) for v in given)
+        if not values or not all(values):
+            raise ConfigurationError("secret: an empty secret is not allowed; must be a long random text")
+        return cls(values)
+
+    @property
+    def missing(self) -> bool:
+        return self.values == (b"",)
+
+    def warn_if_missing(self) -> None:
+        """Say once that the ledger's digests can be guessed."""
+        if self.missing:
+            warnings.warn(
+                f"no secret is set: whoever can read the ledger can guess keys from its digests; set {SECRET_VARIABLE}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def digest(self, *parts: bytes) -> bytes:
+        """32 bytes that name these parts, by the current secret."""
+        return _digest(self.values[0], parts)
+
+    def old_digests(self, *parts: bytes) -> Iterable[bytes]:
+        """The same by each older secret: where a record from before a rotation may lie."""
+        return [_digest(value, parts) for value in self.values[1:]]
+
+
+def _digest(secret: bytes, parts: tuple[bytes, ...]) -> bytes:
+    # Length-prefixed, so that two different lists of parts never make the same message.
+    message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return hmac.digest(secret, message, "sha256")
+
+
+def key_digest(secret: Secret, key: str) -> bytes:
+    """How the ledger names a key."""
+    return secret.digest(b"key", key.encode())
+
+
+@frozen(kw_only=True)
+class Key:
+    """Names one call: the same on every attempt and after every restart.
+
+    `value` is the caller's own, a header's, or derived (see `derived`); it never reaches a log or the ledger.
+    """
+
+    value: str
+    label: str = ""
+
+    def __repr__(self) -> str:
+        return "Key(...)"
+
+    @classmethod
+    def derived(cls, scope: str, content: bytes, occurrence: int, label: str = "") -> Key:
+        """A key per content and occurrence inside a scope (a queue's job id): equal jobs run again get equal keys."""
+        parts = (b"derived", scope.encode(), content, str(occurrence).encode())
+        return cls(value=_digest(b"", parts).hex()[:32], label=label)
+
+
+# -- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def content_of(
+    method: str,
+    url: str,
+    content_type: str,
+    body: bytes | str | None,
+    left_out: Sequence[str] = (),
+) -> bytes:
+    """The canonical content of a request: method, URL and body, without what is volatile or secret.
+
+    JSON, forms and multipart bodies are canonicalised (key order, boundary) only as far as two builds of the same
+    message may differ; anything else counts byte for byte. `left_out`: JSON Pointers (`*` for each element of a list)
+    or names of form fields.
+    """
+    parts = urlsplit(url)
+    head = f"{method}\n{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path}?{parts.query}\n"
+    raw = body.encode() if isinstance(body, str) else body or b""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        raw = _canonical_multipart(raw, content_type, left_out)
+    elif left_out:
+        if kind == "application/x-www-form-urlencoded":
+            raw = _canonical_form(raw, left_out)
+        else:  # some APIs send JSON under no content type at all
+            raw = _canonical_json(raw, left_out)
+    return head.encode() + hashlib.sha256(raw).digest()
+
+
+def fingerprint(secret: Secret, content: bytes) -> bytes:
+    """How the ledger names a content."""
+    return secret.digest(b"content", content)
+
+
+def _canonical_json(raw: bytes, left_out: Sequence[str]) -> bytes:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    for pointer in left_out:
+        if pointer.startswith("/"):
+            _remove(document, pointer.split("/")[1:])
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _remove(value: Any, path: list[str]) -> None:
+    name, rest = path[0].replace("~1", "/").replace("~0", "~"), path[1:]
+    if isinstance(value, dict):
+        if name == "*":
+            for child in value.values():
+                if rest:
+                    _remove(child, rest)
+        elif not rest:
+            value.pop(name, None)
+        elif name in value:
+            _remove(value[name], rest)
+    elif isinstance(value, list) and rest:
+        chosen = value if name == "*" else value[int(name) : int(name) + 1] if name.isdigit() else []
+        for child in chosen:
+            _remove(child, rest)
+
+
+def _canonical_form(raw: bytes, left_out: Sequence[str]) -> bytes:
+    try:
+        pairs = parse_qsl(raw.decode(), keep_blank_values=True)
+    except (UnicodeDecodeError, ValueError):
+        return raw
+    return repr([pair for pair in pairs if pair[0] not in left_out]).encode()
+
+
+def _canonical_multipart(raw: bytes, content_type: str, left_out: Sequence[str]) -> bytes:
+    """The parts in order, without the boundary, which is random."""
+    match = re.search(r'boundary="?([^";]+)"?', content_type)
+    if not match:
+        return raw
+    boundary = b"--" + match.group(1).encode("latin-1", "replace")
+    kept = []
+    for part in raw.split(boundary)[1:-1]:
+        name = re.search(rb'\bname="([^"]*)"', part.partition(b"\r\n\r\n")[0])
+        if name is None or name.group(1).decode("utf-8", "replace") not in left_out:
+            kept.append(hashlib.sha256(part).digest())
+    return b"".join(kept)

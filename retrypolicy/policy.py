@@ -1,0 +1,180 @@
+"""RetryPolicy: what may be retried, how long to wait, when to stop, how sends are guarded. A value, no state.
+
+Presets: `WEB` for calls made inside a web request, `WORKER` for background workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from attrs import evolve, field, frozen
+
+from retrypolicy._validate import choice, instance_or_none, integer, number, optional_number, strict
+from retrypolicy.backoff import Backoff, Exponential
+from retrypolicy.budget import CircuitBreaker, RetryBudget
+from retrypolicy.errors import PolicyError
+from retrypolicy.http.methods import IDEMPOTENT
+from retrypolicy.http.statuses import FORCELIST, REFUSALS
+from retrypolicy.rules import Rule
+
+
+def _methods(value: Any) -> frozenset[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise PolicyError.of("methods", value, 'a collection of method names, such as {"GET", "POST"}')
+    for name in value:
+        if not isinstance(name, str) or not name or not name.isascii() or not name.replace("-", "").isalnum():
+            raise PolicyError.of("methods", name, 'a method name such as "POST"')
+    return frozenset(name.upper() for name in value)
+
+
+def _statuses(value: Any) -> frozenset[int]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise PolicyError.of("statuses", value, "a collection of statuses from 100 to 599")
+    for status in value:
+        if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599:
+            raise PolicyError.of("statuses", status, "a status from 100 to 599")
+    return frozenset(int(status) for status in value)
+
+
+def _named(name: str, convert: Any) -> Any:
+    """The converter, with the real field's name in its errors."""
+
+    def converter(value: Any) -> Any:
+        try:
+            return convert(value)
+        except PolicyError as error:
+            raise PolicyError.of(f"RetryPolicy.{name}", error.value, error.allowed) from None
+
+    return converter
+
+
+@strict
+@frozen(kw_only=True)
+class Guard:
+    """How sends are guarded against duplicates.
+
+    on_unknown: what becomes of a key whose attempt may have been applied: "hold" it for evidence; "reconcile" it
+        through a registered reconciler; "resend" it and accept duplicates.
+    unkeyed: an unsafe request without a key where there is a ledger, or with a key that nothing honours:
+        "pass" it as without a ledger, or "refuse" it (`ConfigurationError` before sending).
+    on_ledger_down: "closed": `LedgerUnavailable`, nothing is sent; "open": send all the same, but only where the
+        provider honours the key.
+    lease: seconds that an attempt is believed alive without a sign; None: from the policy's own time limits.
+    """
+
+    on_unknown: Literal["hold", "reconcile", "resend"] = field(
+        default="hold", validator=choice("hold", "reconcile", "resend")
+    )
+    unkeyed: Literal["pass", "refuse"] = field(default="pass", validator=choice("pass", "refuse"))
+    on_ledger_down: Literal["closed", "open"] = field(default="closed", validator=choice("closed", "open"))
+    lease: float | None = field(default=None, validator=optional_number(0, above=True))
+
+
+@strict
+@frozen(kw_only=True)
+class Limits:
+    """Counters per phase, as urllib3 has them: how many retries each kind of failure gets. None: no limit of its own.
+
+    connect: nothing was sent. read: sent, and no answer. status: answered. other: anything else.
+    """
+
+    connect: int | None = field(default=None, validator=integer(0, optional=True))
+    read: int | None = field(default=None, validator=integer(0, optional=True))
+    status: int | None = field(default=None, validator=integer(0, optional=True))
+    other: int | None = field(default=None, validator=integer(0, optional=True))
+
+
+def _backoff(instance: Any, attribute: Any, value: Any) -> None:
+    if not callable(getattr(value, "delay", None)):
+        raise PolicyError.of("RetryPolicy.backoff", value, "a Backoff: Constant, Linear, Exponential, Decorrelated, ...")
+
+
+def _rules(value: Any) -> tuple[Rule, ...]:
+    if isinstance(value, (str, bytes, Rule)) or not isinstance(value, Iterable):
+        raise PolicyError.of("RetryPolicy.rules", value, "a sequence of Rule")
+    rules = tuple(value)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise PolicyError.of("RetryPolicy.rules", rule, "a Rule")
+    return rules
+
+
+@strict
+@frozen(kw_only=True)
+class RetryPolicy:
+    """What may be retried, how long to wait, and when to stop. Immutable; compare, store and share it freely.
+
+    max_attempts: tries in all, the first included.
+    max_wait: the longest wait that is slept, in seconds; a longer one becomes a Defer.
+    total_timeout: wall-clock seconds for one run: every connect, send, receive and wait.
+    attempt_timeout: wall-clock seconds for one attempt.
+    lifetime: seconds from the first attempt after which the call is not tried again, over all its runs.
+    allowed_methods: what may be repeated once bytes were sent; None: every method; an empty set: none.
+    idempotent_methods: methods whose repeat has no second effect (RFC 9110 9.2.2). Put POST here only to accept duplicates.
+    status_forcelist: answers worth another attempt.
+    refusal_statuses: answers that say that nothing was applied.
+    rules: what answers mean, before the standard table; first match wins.
+    backoff: how long to wait before the server's own hint.
+    pushback: a hint beyond max_wait: "defer", "cap" or "stop"; "ignore": hints are not read.
+    limits, on_exhausted: counters per phase, and whether running out of attempts raises; for policies from urllib3.
+    guard: how sends are guarded. budget, breaker: what a process may spend on retries, and when it stops calling.
+    name: for reports, metrics, and the shared state of budget and breaker.
+
+    Raises `PolicyError`, which names the field, the value and what is allowed.
+    """
+
+    max_attempts: int = field(default=4, validator=integer(1))
+    max_wait: float = field(default=60.0, validator=number(0))
+    total_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
+    attempt_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
+    lifetime: float | None = field(default=None, validator=optional_number(0, above=True))
+    allowed_methods: frozenset[str] | None = field(default=None, converter=_named("allowed_methods", _methods))
+    idempotent_methods: frozenset[str] = field(
+        default=IDEMPOTENT, converter=_named("idempotent_methods", lambda v: _methods(() if v is None else v))
+    )
+    status_forcelist: frozenset[int] = field(default=FORCELIST, converter=_named("status_forcelist", _statuses))
+    refusal_statuses: frozenset[int] = field(default=REFUSALS, converter=_named("refusal_statuses", _statuses))
+    rules: tuple[Rule, ...] = field(default=(), converter=_rules)
+    backoff: Backoff = field(factory=Exponential, validator=_backoff)
+    pushback: Literal["defer", "cap", "stop", "ignore"] = field(
+        default="defer", validator=choice("defer", "cap", "stop", "ignore")
+    )
+    limits: Limits | None = field(default=None, validator=instance_or_none(Limits))
+    on_exhausted: Literal["return", "raise"] = field(default="return", validator=choice("return", "raise"))
+    guard: Guard = field(factory=Guard)
+    budget: RetryBudget | None = field(default=None, validator=instance_or_none(RetryBudget))
+    breaker: CircuitBreaker | None = field(default=None, validator=instance_or_none(CircuitBreaker))
+    name: str | None = field(default=None, validator=instance_or_none(str))
+
+    @guard.validator
+    def _check_guard(self, attribute: Any, value: Any) -> None:
+        if not isinstance(value, Guard):
+            raise PolicyError.of("RetryPolicy.guard", value, "a Guard")
+
+    def with_(self, **changes: Any) -> RetryPolicy:
+        """A copy with some fields changed. Raises `PolicyError` for an unknown field or a bad value."""
+        return evolve(self, **changes)
+
+
+WEB = RetryPolicy(
+    name="web",
+    max_attempts=3,
+    max_wait=2.0,
+    total_timeout=10.0,
+    backoff=Exponential(base=0.25, factor=2.0, cap=2.0, jitter="full"),
+)
+"""Inside a web request: 10 seconds in all, waits to 2 seconds; a longer hint ends the run with `report.retry_at`."""
+
+WORKER = RetryPolicy(
+    name="worker",
+    max_attempts=12,
+    max_wait=60.0,
+    total_timeout=300.0,
+    attempt_timeout=60.0,
+    lifetime=86400.0,
+    backoff=Exponential(base=1.0, factor=2.0, cap=3600.0, jitter="full"),
+)
+"""In a background worker: short waits are slept, longer ones deferred to the queue; a call lives a day."""
