@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import django
 import hypothesis
@@ -26,9 +25,8 @@ if not settings.configured:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test: neither ours, nor a proxy between it and the loopback."""
     for name in list(os.environ):
         if name.upper().startswith("RETRYPOLICY_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
-    yield
