@@ -99,7 +99,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=OURS)
 def contracts(session: nox.Session) -> None:
     """Who may import whom."""
-    session.install("-e", ".", *group("contracts"))
+    session.install(*group("contracts"))
     session.run("lint-imports", "--no-cache")
 
 
