@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from retrypolicy.errors import PolicyError
 
 Validator = Callable[[Any, Any, Any], None]
+Word = TypeVar("Word", bound=str)
 T = TypeVar("T")
 
 
@@ -80,7 +81,7 @@ def integer(low: int, *, optional: bool = False) -> Validator:
     return check
 
 
-def choice(*allowed: str) -> Validator:
+def choice(*allowed: Word) -> Callable[[Any, Any, Word], None]:
     """One of these words."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
 
-from retrypolicy._validate import choice, number
+from retrypolicy._validate import choice, number, strict
 from retrypolicy.errors import PolicyError
 
 Jitter = Literal["none", "full", "equal", "proportional"]
@@ -36,9 +37,10 @@ def _not_below_base(instance: Any, attribute: Any, value: Any) -> None:
         raise PolicyError.of(f"{type(instance).__name__}.{attribute.name}", value, allowed)
 
 
-_jitter = choice("none", "full", "equal", "proportional")
+_jitter: Callable[[Any, Any, Jitter], None] = choice("none", "full", "equal", "proportional")
 
 
+@strict
 @frozen(kw_only=True)
 class Constant:
     """The same wait every time: `seconds`."""
@@ -54,6 +56,7 @@ class Constant:
         return _range(self.seconds, self.jitter)
 
 
+@strict
 @frozen(kw_only=True)
 class Linear:
     """Waits that grow by `step` seconds: base, base + step, base + 2 step, ... up to `cap`."""
@@ -74,6 +77,7 @@ class Linear:
         return min(self.cap, self.base + self.step * (retry - 1))
 
 
+@strict
 @frozen(kw_only=True)
 class Exponential:
     """Waits that grow by a factor: base, base * factor, base * factor**2, ... up to `cap` seconds.
@@ -100,6 +104,7 @@ class Exponential:
             return self.cap if self.base else 0.0
 
 
+@strict
 @frozen(kw_only=True)
 class Decorrelated:
     """Waits drawn from `base` to three times the wait before, the first time from `base` to three times `base`.

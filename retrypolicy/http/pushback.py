@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from retrypolicy._validate import choice
+from retrypolicy._validate import choice, strict
 from retrypolicy.errors import PolicyError
 from retrypolicy.http.dates import http_date, iso_date
 from retrypolicy.http.ratelimit import exhausted, number, rate_limit
@@ -31,6 +31,7 @@ def _field_name(instance: Any, attribute: Any, value: Any) -> None:
         raise PolicyError.of(f"Hint.{attribute.name}", value, allowed)
 
 
+@strict
 @frozen(kw_only=True)
 class Hint:
     """A header of one API that says when to come back, such as `X-RateLimit-Reset`.
