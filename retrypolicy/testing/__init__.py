@@ -1,0 +1,57 @@
+"""Tools for testing programs that retry: loaded by name, each with no more than it needs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrypolicy.clock import VirtualClock
+    from retrypolicy.testing.faults.incoming import Request
+    from retrypolicy.testing.faults.server import FaultServer
+    from retrypolicy.testing.faults.steps import (
+        Answer,
+        Blackhole,
+        Close,
+        Handshake,
+        Interim,
+        Raw,
+        Refuse,
+        Reset,
+        Stall,
+        Tunnel,
+    )
+
+_STEPS = ("Answer", "Blackhole", "Close", "Handshake", "Interim", "Raw", "Refuse", "Reset", "Stall", "Tunnel")
+_HOMES = {
+    "VirtualClock": "retrypolicy.clock",
+    "FaultServer": "retrypolicy.testing.faults.server",
+    "Request": "retrypolicy.testing.faults.incoming",
+    **dict.fromkeys(_STEPS, "retrypolicy.testing.faults.steps"),
+}
+
+__all__ = [
+    "Answer",
+    "Blackhole",
+    "Close",
+    "FaultServer",
+    "Handshake",
+    "Interim",
+    "Raw",
+    "Refuse",
+    "Request",
+    "Reset",
+    "Stall",
+    "Tunnel",
+    "VirtualClock",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""A scripted server that breaks connections and answers exactly as told, and counts what it really read."""

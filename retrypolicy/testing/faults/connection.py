@@ -1,0 +1,272 @@
+"""Carries a script out on one connection, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Literal
+
+from retrypolicy.errors import PolicyError
+from retrypolicy.testing.faults.board import Board
+from retrypolicy.testing.faults.incoming import BadRequest, Incoming, Request
+from retrypolicy.testing.faults.outgoing import asks_to_close, render, render_interim
+from retrypolicy.testing.faults.steps import (
+    Act,
+    Answer,
+    End,
+    Handshake,
+    Raw,
+    as_step,
+)
+from retrypolicy.testing.faults.stream import (
+    CHUNK,
+    CLOSE_ALERT,
+    FATAL_ALERT,
+    GARBAGE,
+    PlainStream,
+    Stream,
+    TLSStream,
+    cork,
+    read_record,
+    reset,
+)
+
+State = Literal["busy", "waiting", "silent", "ended"]
+Drop = Literal["fin", "rst"]
+Contexts = Callable[[Handshake, str], ssl.SSLContext]
+_TLS_HANDSHAKE = b"\x16"
+
+
+class Connection:
+    """`state` is what `FaultServer.settle()` looks at; `drop` asks a waiting connection to end."""
+
+    def __init__(
+        self,
+        board: Board,
+        sock: socket.socket,
+        number: int,
+        *,
+        contexts: Contexts,
+        tls: bool,
+        handshake: Handshake | None,
+        first: Act | None,
+    ) -> None:
+        self.socket = sock
+        self.state: State = "busy"
+        self.drop: Drop | None = None
+        self._board = board
+        self._number = number
+        self._contexts = contexts
+        self._tls = tls
+        self._handshake = handshake or Handshake()
+        self._first = first
+        self._plain = PlainStream(sock)
+        self._stream: Stream = self._plain
+        self.secured = False
+        self.tunnel: str | None = None
+        self._position = 0
+
+    def run(self) -> None:
+        try:
+            self._serve()
+        except (OSError, BadRequest):
+            pass  # the client left, or can't be understood: what was read stands in the records
+        except Exception as error:
+            with self._board.changed:
+                self._board.errors.append(error)
+        finally:
+            self.socket.close()
+            with self._board.changed:
+                self.state = "ended"
+                self._board.connections.discard(self)
+                self._board.changed.notify_all()
+
+    def wake(self) -> None:
+        """End a blocking read, from another thread and without a byte on the wire."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RD)
+
+    def abort(self) -> None:
+        """End every blocking call, from another thread."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        if self._first is not None and self._first.after == "accept":
+            first, self._first = self._first, None
+            if not self._carry_out(first, None):
+                return
+        if self._tls and not self._secure("127.0.0.1"):
+            return
+        while self._exchange():
+            pass
+
+    def _secure(self, host: str) -> bool:
+        """The TLS handshake, and the steps that meet it; True if a request may follow."""
+        first, self._first = self._first, None
+        hello = read_record(self._stream)
+        if not hello:
+            return False
+        if first is not None and first.after == "hello":
+            return self._carry_out(first, None)
+        tls = TLSStream(self._stream, self._contexts(self._handshake, host))
+        try:
+            tls.handshake(hello)
+        except ssl.SSLError:
+            # A real server closes at once, and its RST may overtake the alert that tests want to see.
+            return self._end("half", None)
+        self._stream, self.secured = tls, True
+        return first is None or self._carry_out(first, None)
+
+    def _exchange(self) -> bool:
+        """One request and what the script has for it; True if another one may follow."""
+        if not self._wait():
+            return False
+        self._position += 1
+        connect = self._is_connect()
+        records = self._board.tunnels if connect else self._board.requests
+        incoming = Incoming(self._stream, records, connection=self._number, position=self._position, tunnel=self.tunnel)
+        if connect:
+            return self._open_tunnel(incoming)
+        step = self._board.take_for_request()
+        if isinstance(step, Act):
+            incoming.act = step
+        elif incoming.read_to("request"):
+            incoming.act = _chosen(step, incoming.seen())
+        else:
+            return False
+        return self._carry_out(incoming.act, incoming)
+
+    def _wait(self) -> bool:
+        """Wait for the first byte of a request. It stays unread."""
+        with self._board.changed:
+            self.state = "waiting"
+            self._board.changed.notify_all()
+        arrived = self._stream.arrived()
+        with self._board.changed:
+            self.state = "busy"
+            dropped = self.drop
+        if dropped == "rst":
+            reset(self.socket)
+        return arrived and dropped is None
+
+    def _is_connect(self) -> bool:
+        if self.tunnel is not None:
+            return False
+        step = self._board.current
+        if self.secured and isinstance(step, Act) and step.after == "arrival":
+            return False  # looking would mean reading the record
+        return self._stream.peek(8) == b"CONNECT "
+
+    def _open_tunnel(self, incoming: Incoming) -> bool:
+        act = incoming.act = self._board.take_for_tunnel()
+        opens = isinstance(act, Answer) and act.status // 100 == 2 and act.then in (None, "keep") and act.cut is None
+        if not self._carry_out(act, incoming):
+            return False
+        if not opens:
+            return True
+        self.tunnel = incoming.target or ""
+        self._handshake = Handshake()
+        if self._stream.peek(1) == _TLS_HANDSHAKE:
+            handshake, self._first = self._board.take_for_connection(accepting=False, tls=True)
+            self._handshake = handshake or Handshake()
+            return self._secure(self.tunnel.rpartition(":")[0].strip("[]"))
+        return True
+
+    def _carry_out(self, act: Act, incoming: Incoming | None) -> bool:
+        if incoming is not None and not incoming.read_to(act.after, act.count):
+            return False
+        end = act.then or self._usual_end(act, incoming)
+        if end == "keep" and act.then is None and self._must_reconnect(incoming):
+            end = "fin"
+        if end in ("fin", "half", "close_notify"):
+            cork(self.socket)
+        if isinstance(act, Raw):
+            self._stream.send(act.data)
+        elif isinstance(act, Answer):
+            self._send(act, incoming)
+        return self._end(end, incoming)
+
+    def _usual_end(self, act: Act, incoming: Incoming | None) -> End:
+        assert isinstance(act, Answer)
+        if incoming is None and not self.secured and self._tls:
+            return "fin"
+        if act.cut is not None:
+            return "fin"
+        if incoming is not None and incoming.method == "CONNECT" and act.status // 100 == 2:
+            return "keep"  # even if asked by HTTP/1.0, as http.client does
+        if asks_to_close(act) or (incoming is not None and incoming.head_complete and not incoming.keeps_alive):
+            return "close_notify"
+        return "keep"
+
+    def _must_reconnect(self, incoming: Incoming | None) -> bool:
+        if incoming is not None and incoming.method == "CONNECT":
+            return False  # the tunnel itself is such a connection
+        return self._board.wants_new_connection(secured=self.secured, tunnel=self.tunnel is not None)
+
+    def _send(self, answer: Answer, incoming: Incoming | None) -> None:
+        self._board.stop.wait(answer.delay)
+        for interim in answer.interim:
+            sent = 0
+            while interim.times is None or sent < interim.times:
+                self._stream.send(render_interim(interim))
+                sent += 1
+                if self._board.stop.wait(interim.every):
+                    return
+        status, headers, body = render(answer, incoming.method if incoming else None)
+        part, pause = answer.drip or ("", 0.0)
+        if part == "head":
+            self._drip(status + headers, pause)
+            self._stream.send(body + answer.extra)
+        elif part == "body":
+            self._stream.send(status + headers)
+            self._drip(body, pause)
+            self._stream.send(answer.extra)
+        else:
+            self._stream.send(status + headers + body + answer.extra)
+
+    def _drip(self, data: bytes, pause: float) -> None:
+        for at in range(len(data)):
+            if self._board.stop.wait(pause):
+                return
+            self._stream.send(data[at : at + 1])
+
+    def _end(self, end: End, incoming: Incoming | None) -> bool:
+        if end == "keep":
+            return incoming is None or incoming.read_to("request")
+        if end == "rst":
+            reset(self.socket)
+        elif end == "stall":
+            self._silent()
+            self._board.stop.wait()
+        elif end == "half":
+            self.socket.shutdown(socket.SHUT_WR)
+            if incoming is not None:
+                incoming.read_to("request")
+            self._silent()
+            while self._plain.read(CHUNK):
+                pass
+        elif end == "garbage":
+            self._plain.send(GARBAGE)
+        elif end == "alert":
+            self._stream.alert() if self.secured else self._plain.send(FATAL_ALERT)
+        elif end == "close_notify":
+            if self.secured:
+                self._stream.close_notify()
+            elif self._tls:
+                self._plain.send(CLOSE_ALERT)
+        return False
+
+    def _silent(self) -> None:
+        with self._board.changed:
+            self.state = "silent"
+            self._board.changed.notify_all()
+
+
+def _chosen(function: Callable[[Request], object], request: Request) -> Act:
+    step = as_step(function(request))
+    if not isinstance(step, Act):
+        raise PolicyError.of("script", step, "a step about the request, from a function that has seen it")
+    return step

@@ -1,0 +1,347 @@
+"""The words of a fault server's script: values that can be compared, printed and pasted back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+
+from retrypolicy.errors import PolicyError
+
+After = Literal["accept", "hello", "handshake", "arrival", "head", "body", "request"]
+"""The points of an exchange, in order. What has happened when the step does its work:
+
+`accept`     the connection was accepted, nothing was read;
+`hello`      the client's TLS hello was read, nothing was answered;
+`handshake`  TLS is up, nothing of a request was read;
+`arrival`    the first byte of a request has arrived, nothing of it was read;
+`head`       the head was read (or its first `count` bytes);
+`body`       the head and `count` bytes of the body were read (as they are on the wire, chunk sizes included);
+`request`    the whole request was read.
+
+Without TLS, `hello` and `handshake` mean `arrival`.
+"""
+
+End = Literal["keep", "fin", "close_notify", "half", "rst", "alert", "garbage", "stall"]
+"""What becomes of the connection then:
+
+`keep`          the rest of the request is read, and the connection waits for the next one;
+`fin`           close(): a bare FIN. The kernel follows it with RST if bytes are unread or still come, as on any server;
+`close_notify`  TLS says goodbye first (RFC 8446 section 6.1), then as `fin`;
+`half`          a FIN, but the server reads on: the request may yet become complete. Never an RST;
+`rst`           a reset;
+`alert`         a fatal TLS alert, then as `fin`;
+`garbage`       a TLS record that can't be decrypted, then as `fin`;
+`stall`         silence: neither read nor written again until the server ends.
+"""
+
+Point = Literal["status", "headers", "body"]
+Part = Literal["head", "body"]
+Framing = Literal["length", "chunked", "close"]
+Certificate = Literal["trusted", "untrusted", "expired", "wrong_host"]
+
+BEFORE_REQUEST: frozenset[After] = frozenset({"accept", "hello", "handshake"})
+
+
+class _Value:
+    """Prints only what differs from the defaults, so that a failing script is short enough to read."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in attrs.fields(type(self)):  # type: ignore[arg-type]  # every subclass is an attrs class
+            value = getattr(self, field.name)
+            if value != field.default:
+                shown.append(f"{field.name}={value!r}" if field.kw_only else repr(value))
+            elif not field.kw_only and any(
+                getattr(self, other.name) != other.default
+                for other in attrs.fields(type(self))  # type: ignore[arg-type]  # as above
+                if not other.kw_only
+            ):
+                shown.append(repr(value))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _must(test: Callable[[Any], bool], allowed: str) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not test(value):
+            raise PolicyError.of(f"{type(instance).__name__}.{attribute.name}", value, allowed)
+
+    return check
+
+
+def _one_of(words: Any) -> Any:
+    allowed = get_args(words)
+    return _must(lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed)))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _is_wire_text(value: object) -> bool:
+    return isinstance(value, str) and all(ord(character) < 256 for character in value)
+
+
+def _pairs(headers: Any) -> Any:
+    if isinstance(headers, Mapping):
+        return tuple(headers.items())
+    try:
+        return tuple((name, value) for name, value in headers)
+    except (TypeError, ValueError):
+        return headers  # the validator says what is wrong with it
+
+
+def _to_bytes(body: Any) -> Any:
+    return body.encode() if isinstance(body, str) else body
+
+
+_status = _must(lambda value: _is_int(value) and 100 <= value <= 999, "an integer from 100 to 999")
+_count = _must(lambda value: value is None or (_is_int(value) and value >= 0), "an integer >= 0, or None for all of it")
+_seconds = _must(_is_seconds, "a finite number of seconds >= 0")
+_time = _must(lambda value: value is None or _is_seconds(value), "a finite number of seconds >= 0, or None")
+_flag = _must(lambda value: value is None or isinstance(value, bool), "True, False or None")
+_bytes = _must(lambda value: isinstance(value, bytes), "bytes or str")
+_headers = _must(
+    lambda value: isinstance(value, tuple) and all(_is_wire_text(name) and _is_wire_text(text) for name, text in value),
+    "a mapping or pairs of Latin-1 strings",
+)
+
+
+def _applied() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=_flag)
+
+
+@attrs.frozen(repr=False)
+class Interim(_Value):
+    """An informational answer (1xx, RFC 9110 section 15.2) before the final one.
+
+    `times` says how often it is sent, None for ever; `every` is the pause after each one, in seconds.
+    """
+
+    status: int = attrs.field(default=103, validator=_must(lambda v: _is_int(v) and 100 <= v <= 199, "100 to 199"))
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
+    times: int | None = attrs.field(default=1, kw_only=True, validator=_count)
+    every: float = attrs.field(default=0.0, kw_only=True, validator=_seconds)
+
+
+def _interims(interim: Any) -> Any:
+    if isinstance(interim, Interim) or _is_int(interim):
+        interim = (interim,)
+    try:
+        return tuple(Interim(each) if _is_int(each) else each for each in interim)
+    except TypeError:
+        return interim
+
+
+def _is_cut(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and len(value) == 2 and value[0] in get_args(Point) and _is_int(value[1])
+    )
+
+
+def _is_drip(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and len(value) == 2 and value[0] in get_args(Part) and _is_seconds(value[1])
+    )
+
+
+@attrs.frozen(repr=False)
+class Answer(_Value):
+    """Answer the request.
+
+    `framing` says how the client learns the body's length: Content-Length, chunks (of `chunk` bytes each, or one), or
+    the end of the connection. A Content-Length or Transfer-Encoding among `headers` replaces the server's own: that
+    is how to lie. `interim` are 1xx answers sent before. `after`/`count` say when it is sent: an early 413 is
+    `Answer(413, after="head")`. `delay` is a pause before it. `drip=("body", 0.1)` sends the head or the body byte by
+    byte, so many seconds apart. `cut=("body", 4)` sends no more than four bytes of the status line, of the headers or
+    of the body (as it is on the wire); a negative number leaves so many away. `extra` are bytes that nobody asked for,
+    sent behind the answer. `then` is what becomes of the connection; None keeps it where the answer and the client
+    allow that, closes it properly where they don't, and is a bare FIN after a `cut`.
+
+    `applied`: would the application have acted? None: yes, once the request is complete, unless the answer is a refusal
+    (4xx, 307, 308, 501, 505, 503 with Retry-After). True: already when the head is complete, as a streaming
+    application does. False: no.
+    """
+
+    status: int = attrs.field(default=200, validator=_status)
+    body: bytes = attrs.field(default=b"", converter=_to_bytes, validator=_bytes)
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
+    framing: Framing = attrs.field(default="length", kw_only=True, validator=_one_of(Framing))
+    chunk: int | None = attrs.field(
+        default=None, kw_only=True, validator=_must(lambda v: v is None or (_is_int(v) and v > 0), "an integer > 0")
+    )
+    reason: str | None = attrs.field(
+        default=None, kw_only=True, validator=_must(lambda v: v is None or _is_wire_text(v), "a Latin-1 string or None")
+    )
+    version: str = attrs.field(default="HTTP/1.1", kw_only=True, validator=_must(_is_wire_text, "a Latin-1 string"))
+    interim: tuple[Interim, ...] = attrs.field(
+        default=(),
+        converter=_interims,
+        kw_only=True,
+        validator=_must(
+            lambda v: isinstance(v, tuple) and all(isinstance(each, Interim) for each in v),
+            "Interim values or 1xx numbers",
+        ),
+    )
+    after: After = attrs.field(default="request", kw_only=True, validator=_one_of(After))
+    count: int | None = attrs.field(default=None, kw_only=True, validator=_count)
+    delay: float = attrs.field(default=0.0, kw_only=True, validator=_seconds)
+    drip: tuple[Part, float] | None = attrs.field(
+        default=None, kw_only=True, validator=_must(_is_drip, "None or ('head' or 'body', seconds)")
+    )
+    cut: tuple[Point, int] | None = attrs.field(
+        default=None,
+        kw_only=True,
+        validator=_must(_is_cut, "None or ('status', 'headers' or 'body', a number of bytes)"),
+    )
+    extra: bytes = attrs.field(default=b"", converter=_to_bytes, kw_only=True, validator=_bytes)
+    then: End | None = attrs.field(
+        default=None,
+        kw_only=True,
+        validator=_must(lambda v: v is None or v in get_args(End), f"None or {get_args(End)}"),
+    )
+    applied: bool | None = _applied()
+
+
+@attrs.frozen(repr=False)
+class Raw(_Value):
+    """Send these bytes as they are, where an answer is expected. `then` is a bare FIN unless told."""
+
+    data: bytes = attrs.field(converter=_to_bytes, validator=_bytes)
+    after: After = attrs.field(default="request", kw_only=True, validator=_one_of(After))
+    count: int | None = attrs.field(default=None, kw_only=True, validator=_count)
+    then: End = attrs.field(default="fin", kw_only=True, validator=_one_of(End))
+    applied: bool | None = _applied()
+
+
+@attrs.frozen(repr=False)
+class Close(_Value):
+    """Close the connection without an answer. `how` is one of the ends that close."""
+
+    after: After = attrs.field(default="request", validator=_one_of(After))
+    count: int | None = attrs.field(default=None, validator=_count)
+    how: Literal["fin", "close_notify", "half", "alert", "garbage"] = attrs.field(
+        default="fin", kw_only=True, validator=_one_of(Literal["fin", "close_notify", "half", "alert", "garbage"])
+    )
+    applied: bool | None = _applied()
+
+    @property
+    def then(self) -> End:
+        return self.how
+
+
+@attrs.frozen(repr=False)
+class Reset(_Value):
+    """Reset the connection (RST) without an answer."""
+
+    after: After = attrs.field(default="request", validator=_one_of(After))
+    count: int | None = attrs.field(default=None, validator=_count)
+    applied: bool | None = _applied()
+
+    @property
+    def then(self) -> End:
+        return "rst"
+
+
+@attrs.frozen(repr=False)
+class Stall(_Value):
+    """Fall silent: neither read nor write again, and leave the connection open until the server ends."""
+
+    after: After = attrs.field(default="request", validator=_one_of(After))
+    count: int | None = attrs.field(default=None, validator=_count)
+    applied: bool | None = _applied()
+
+    @property
+    def then(self) -> End:
+        return "stall"
+
+
+@attrs.frozen(repr=False)
+class Refuse(_Value):
+    """Nobody listens: connections are refused.
+
+    A server can't see whom its kernel refused, so this lasts `seconds`, or until `FaultServer.skip()`.
+    """
+
+    seconds: float | None = attrs.field(default=None, validator=_time)
+
+
+@attrs.frozen(repr=False)
+class Blackhole(_Value):
+    """Connections are neither accepted nor refused: the accept queue is full and the kernel drops the SYN (Linux).
+
+    Lasts `seconds`, or until `FaultServer.skip()`.
+    """
+
+    seconds: float | None = attrs.field(default=None, validator=_time)
+
+
+@attrs.frozen(repr=False)
+class Handshake(_Value):
+    """How the next TLS handshake is done. Where it succeeds, the request behind it takes the next step.
+
+    `certificate`: what the server shows. `client_certificate`: the client must show one of `FaultServer.ca`'s.
+    `version`: the only TLS version offered.
+    """
+
+    certificate: Certificate = attrs.field(default="trusted", validator=_one_of(Certificate))
+    client_certificate: bool = attrs.field(
+        default=False, kw_only=True, validator=_must(lambda v: isinstance(v, bool), "True or False")
+    )
+    version: Literal["1.2", "1.3"] | None = attrs.field(
+        default=None, kw_only=True, validator=_must(lambda v: v in (None, "1.2", "1.3"), "'1.2', '1.3' or None")
+    )
+
+
+Act = Answer | Raw | Close | Reset | Stall
+
+
+@attrs.frozen(repr=False)
+class Tunnel(_Value):
+    """How the next CONNECT (RFC 9110 section 9.3.6) is answered. A 2xx `Answer` opens the tunnel.
+
+    A CONNECT that meets another step opens the tunnel and leaves the step to the request inside.
+    """
+
+    act: Act = attrs.field(
+        default=Answer(200),
+        validator=_must(
+            lambda v: isinstance(v, Act) and v.after not in BEFORE_REQUEST,
+            "an Answer, Raw, Close, Reset or Stall that comes after the arrival of the request",
+        ),
+    )
+
+
+Step = Act | Refuse | Blackhole | Handshake | Tunnel
+
+
+def as_step(value: Any) -> Step:
+    """A step, or a status code in place of `Answer(code)`. Raises PolicyError for anything else."""
+    if isinstance(value, Step):
+        return value
+    if _is_int(value):
+        return Answer(value)
+    raise PolicyError.of("script", value, "a step, a status code, a function from request to step, or a list of these")
+
+
+def as_script(script: Any) -> tuple[Any, ...]:
+    """Steps and functions in order, from a list or a single one."""
+    if isinstance(script, Iterable) and not isinstance(script, (str, bytes, Mapping)):
+        return tuple(each if callable(each) else as_step(each) for each in script)
+    return (script if callable(script) else as_step(script),)
+
+
+def refuses(act: Act) -> bool:
+    """Does the server say by this answer that the request took no effect? (RFC 9110 section 15)"""
+    if not isinstance(act, Answer):
+        return False
+    if act.status == 503:
+        return any(name.lower() == "retry-after" for name, _ in act.headers)
+    return 400 <= act.status < 500 or act.status in (307, 308, 501, 505)
