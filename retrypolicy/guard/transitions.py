@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from attrs import evolve
 
-from retrypolicy.guard.ledger import COLLECTABLE, Phase, Record, Refused, Take, Taken
+from retrypolicy.guard.ledger import COLLECTABLE, Filter, Phase, Record, Refused, Take, Taken
 
 
 def live(record: Record | None, now: float) -> Record | None:
@@ -20,6 +20,17 @@ def live(record: Record | None, now: float) -> Record | None:
     if record is not None and record.phase in COLLECTABLE and record.expires <= now:
         return None
     return record
+
+
+def matches(record: Record, where: Filter, now: float) -> bool:
+    """Whether a listing shows this record. An expired one is not shown, deleted or not."""
+    return (
+        live(record, now) is not None
+        and (not where.phases or record.phase in where.phases)
+        and (where.provider is None or record.provider == where.provider)
+        and (where.label is None or where.label in record.label)
+        and (where.older_than is None or record.first_seen <= now - where.older_than)
+    )
 
 
 def arm(record: Record | None, take: Take, now: float, retention: float) -> tuple[Record | None, Taken | Refused]:

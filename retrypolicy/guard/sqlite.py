@@ -1,0 +1,276 @@
+"""The embedded ledger: one SQLite file, enough for all processes of one machine.
+
+Two things are added to the pure transitions. Durability: an arm is on the disk before it is answered; everything else
+rides along with the next arm, since losing it only makes an outcome unknown. And fairness: writers that meet are
+served in one transaction by whoever came first, and processes take turns by a lock on a side file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from attrs import fields
+
+from retrypolicy.clock import Clock, SystemClock
+from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
+from retrypolicy.guard import sqlite_file as files
+from retrypolicy.guard import transitions
+from retrypolicy.guard.grouping import Group
+from retrypolicy.guard.ledger import ARM_TIMEOUT, RETENTION, Filter, Phase, Record, Refused, Take, Taken
+
+T = TypeVar("T")
+
+_NAMES = tuple(field.name for field in fields(Record))
+_COLUMNS = ", ".join(_NAMES)
+_SELECT = f"SELECT {_COLUMNS} FROM sends WHERE key = ?"  # noqa: S608 - the names are attributes of Record
+_WRITE = f"REPLACE INTO sends ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608 - as above
+_PAGE = f"SELECT {_COLUMNS} FROM sends WHERE key > ? ORDER BY key LIMIT 500"  # noqa: S608 - as above
+_OPEN_PAGE = f"SELECT {_COLUMNS} FROM sends WHERE phase IN (2, 5) AND key > ? ORDER BY key LIMIT 500"  # noqa: S608
+_COUNT = "SELECT phase, count(*) FROM sends WHERE phase IN (2, 5) OR expires > ? GROUP BY phase"
+_PURGE = "DELETE FROM sends WHERE key IN (SELECT key FROM sends WHERE phase IN (1, 3, 4) AND expires <= ? LIMIT ?)"
+_OPEN = frozenset({Phase.ARMED, Phase.HELD})
+_values = attrgetter(*_NAMES)
+_PHASE, _TAINT, _RESULT = (_NAMES.index(name) for name in ("phase", "taint", "result"))
+
+
+class SQLiteLedger:
+    """A ledger in the file at `path`, made (readable by its owner only) if it does not exist.
+
+    `durability` says what an arm must survive: "power" (the default: a power failure; one synced write each) or
+    "process" (kill -9 only). `retention` is how many seconds a settled record is kept, `timeout` how many an operation
+    may wait for others.
+
+    Raises `ConfigurationError` at once for a place where no ledger can be: no such folder, a read-only disk, a network
+    file system, a file that is something else or of a newer release; `LedgerUnavailable` if the disk is full.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        durability: Literal["power", "process"] = "power",
+        retention: float = RETENTION,
+        timeout: float = ARM_TIMEOUT,
+    ) -> None:
+        if durability not in ("power", "process"):
+            raise PolicyError.of("durability", durability, "'power' or 'process'")
+        for name, seconds in (("retention", retention), ("timeout", timeout)):
+            if not seconds > 0:
+                raise PolicyError.of(name, seconds, "more than 0 seconds")
+        self._path = os.path.realpath(path)
+        self._clock = clock or SystemClock()
+        self._durability = durability
+        self._retention = retention
+        # Three quarters of the time for other threads and processes of ours, a quarter for strangers in the file.
+        self._patience = timeout * 0.75
+        self._file = files.LedgerFile(self._path, timeout * 0.25)
+        self._group: Group[sqlite3.Connection] = Group(self._commit, self._patience)
+        self._file.open(self._patience)
+        weakref.finalize(self, _close_quietly, self._file)
+        _alive.add(self)
+
+    @classmethod
+    def from_url(cls, url: str, *, clock: Clock | None = None, **options: Any) -> SQLiteLedger:
+        """`sqlite:///relative.db` or `sqlite:////absolute.db`; options may follow: `?durability=process&timeout=1`."""
+        parts = urlsplit(url)
+        path = unquote(parts.path.removeprefix("/"))
+        if parts.netloc or parts.fragment or not path or path == ":memory:":
+            raise ConfigurationError(
+                f"ledger {url!r} is not allowed; must be sqlite:///relative.db or sqlite:////absolute.db "
+                "(memory: keeps records in the process)"
+            )
+        for name, text in parse_qsl(parts.query, keep_blank_values=True):
+            if name not in ("durability", "retention", "timeout"):
+                raise ConfigurationError(
+                    f"ledger {url!r}: unknown option {name!r}; must be durability, retention or timeout"
+                )
+            try:
+                options.setdefault(name, text if name == "durability" else float(text))
+            except ValueError:
+                raise PolicyError.of(name, text, "a number of seconds") from None
+        return cls(path, clock=clock, **options)
+
+    def arm(self, take: Take) -> Taken | Refused:
+        return self._step(
+            take.key, lambda record, now: transitions.arm(record, take, now, self._retention), synced=True
+        )
+
+    def claim(self, take: Take) -> Taken | Refused:
+        return self._step(take.key, lambda record, now: transitions.claim(record, take, now, self._retention))
+
+    def read(self, key: bytes) -> tuple[Record | None, float]:
+        with self._reported(), self._group.alone():
+            connection = self._file.connection(self._patience)
+            now = self._clock.now()
+            return transitions.live(_read(connection, key), now), now
+
+    def park(self, key: bytes, owner: bytes, fence: int, *, lease: float = 0.0, not_before: float = 0.0) -> bool:
+        return self._change(
+            key,
+            lambda record, now: transitions.park(
+                record, owner, fence, now, self._retention, lease=lease, not_before=not_before
+            ),
+        )
+
+    def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+        return self._change(
+            key, lambda record, now: transitions.done(record, key, result, now, self._retention, provider=provider)
+        )
+
+    def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
+        return self._change(
+            key, lambda record, now: transitions.reject(record, owner, fence, sure=sure, not_before=not_before)
+        )
+
+    def unknown(self, key: bytes, owner: bytes, fence: int, *, not_before: float = 0.0) -> bool:
+        return self._change(key, lambda record, now: transitions.unknown(record, owner, fence, not_before=not_before))
+
+    def expire(self, key: bytes, fence: int) -> bool:
+        return self._change(key, lambda record, now: transitions.expire(record, fence, now))
+
+    def resolve(
+        self,
+        key: bytes,
+        fence: int,
+        verdict: Literal["applied", "not_applied"],
+        *,
+        quiet: float = 0.0,
+        result: Mapping[str, Any] | None = None,
+    ) -> bool:
+        return self._change(
+            key,
+            lambda record, now: transitions.resolve(
+                record, fence, verdict, now, self._retention, quiet=quiet, result=result
+            ),
+        )
+
+    def records(self, where: Filter = Filter()) -> Iterator[Record]:  # noqa: B008 - an immutable value
+        # In pages, by a connection of its own: a reader that stays would let the log grow, one that shares would hold
+        # up the senders.
+        page = _OPEN_PAGE if where.phases and where.phases <= _OPEN else _PAGE
+        last = b""
+        while True:
+            with self._reader() as connection:
+                rows = connection.execute(page, (last,)).fetchall()
+            now = self._clock.now()
+            found = [_record(row) for row in rows]
+            yield from (record for record in found if transitions.matches(record, where, now))
+            if not found:
+                return
+            last = found[-1].key
+
+    def counts(self) -> Mapping[Phase, int]:
+        with self._reader() as connection:
+            rows = connection.execute(_COUNT, (self._clock.now(),)).fetchall()
+        return {Phase(phase): count for phase, count in rows}
+
+    def purge(self, limit: int = 500) -> int:
+        with self._reported():
+            return self._group.run(lambda connection: connection.execute(_PURGE, (self._clock.now(), limit)).rowcount)
+
+    def problems(self) -> list[str]:
+        if self._durability == "power" and files.is_volatile(self._path):
+            return [f"{self._path} is on a file system in memory: a power failure forgets every send"]
+        return []
+
+    def close(self) -> None:
+        with self._reported(), self._group.alone():
+            self._file.close(self._patience)
+
+    def _change(self, key: bytes, step: Callable[[Record | None, float], Record | None]) -> bool:
+        def answered(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            after = step(record, now)
+            return after, after is not record
+
+        return self._step(key, answered)
+
+    def _step(
+        self, key: bytes, step: Callable[[Record | None, float], tuple[Record | None, T]], *, synced: bool = False
+    ) -> T:
+        def work(connection: sqlite3.Connection) -> T:
+            before = _read(connection, key)
+            after, answer = step(before, self._clock.now())
+            if after is not None and after is not before:
+                connection.execute(_WRITE, _row(after))
+            return answer
+
+        with self._reported():
+            return self._group.run(work, synced=synced)
+
+    def _commit(self, works: list[Callable[[sqlite3.Connection], Any]], synced: bool, deadline: float) -> list[Any]:
+        return self._file.transact(
+            lambda connection: [work(connection) for work in works],
+            deadline - _system.monotonic(),
+            synced=synced and self._durability == "power",
+        )
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        with self._reported():
+            with self._group.alone():
+                self._file.connection(self._patience)  # open, and still the same file?
+            with self._file.reader() as connection:
+                yield connection
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ConfigurationError) as error:  # TimeoutError is an OSError
+            raise LedgerUnavailable(f"ledger {self._path}: {error}") from error
+
+    def _after_fork(self) -> None:
+        self._file.forget()
+        self._group = Group(self._commit, self._patience)
+
+
+def _close_quietly(file: files.LedgerFile) -> None:
+    with suppress(sqlite3.Error, OSError):
+        file.close(patience=0.1)
+
+
+def _read(connection: sqlite3.Connection, key: bytes) -> Record | None:
+    row = connection.execute(_SELECT, (key,)).fetchone()
+    return None if row is None else _record(row)
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    values = dict(zip(_NAMES, row, strict=True))
+    values["phase"] = Phase(values["phase"])
+    values["taint"] = bool(values["taint"])
+    if values["result"] is not None:
+        values["result"] = json.loads(values["result"])
+    return Record(**values)
+
+
+def _row(record: Record) -> list[Any]:
+    values = list(_values(record))
+    values[_PHASE] = int(record.phase)
+    values[_TAINT] = int(record.taint)
+    if record.result is not None:
+        values[_RESULT] = json.dumps(record.result, separators=(",", ":"))
+    return values
+
+
+_system = SystemClock()
+_alive: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for ledger in list(_alive):
+        ledger._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
