@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retrypolicy.clock import VirtualClock
+    from retrypolicy.testing.faults.catalogue import FAULTS, PORT_FAULTS, TLS_FAULTS, TUNNEL_FAULTS
     from retrypolicy.testing.faults.incoming import Request
     from retrypolicy.testing.faults.server import FaultServer
     from retrypolicy.testing.faults.steps import (
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
         Tunnel,
     )
 
+_CATALOGUE = ("FAULTS", "PORT_FAULTS", "TLS_FAULTS", "TUNNEL_FAULTS")
 _STEPS = ("Answer", "Blackhole", "Close", "Handshake", "Interim", "Raw", "Refuse", "Reset", "Stall", "Tunnel")
 _HOMES = {
     "VirtualClock": "retrypolicy.clock",
     "FaultServer": "retrypolicy.testing.faults.server",
     "Request": "retrypolicy.testing.faults.incoming",
+    **dict.fromkeys(_CATALOGUE, "retrypolicy.testing.faults.catalogue"),
     **dict.fromkeys(_STEPS, "retrypolicy.testing.faults.steps"),
 }
 
 __all__ = [
+    "FAULTS",
+    "PORT_FAULTS",
+    "TLS_FAULTS",
+    "TUNNEL_FAULTS",
     "Answer",
     "Blackhole",
     "Close",

@@ -50,6 +50,8 @@ class Acceptor:
         return listener is not None and bool(readable([listener], 0.0))
 
     def close(self) -> None:
+        if self._board.stop.is_set():
+            return
         self._board.stop.set()
         self._wake_in.send(b".")
         self._thread.join(_PATIENCE)
@@ -92,11 +94,9 @@ class Acceptor:
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             board.accepted += 1
-            handshake, first = board.take_for_connection(accepting=True, tls=self._tls)
-            connection = Connection(
-                board, sock, board.accepted, contexts=self._contexts, tls=self._tls, handshake=handshake, first=first
-            )
+            connection = Connection(board, sock, board.accepted, contexts=self._contexts, tls=self._tls)
             board.connections.add(connection)
+        connection.handshake, connection.first = board.take_for_connection(accepting=True, tls=self._tls)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         thread = threading.Thread(target=connection.run, name=f"fault-server-{board.accepted}", daemon=True)
         self._threads.append(thread)

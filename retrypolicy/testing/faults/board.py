@@ -23,6 +23,8 @@ from retrypolicy.testing.faults.steps import (
 if TYPE_CHECKING:
     from retrypolicy.testing.faults.connection import Connection, Drop
 
+_PATIENCE = 10.0  # seconds for an idle connection to end
+
 Entry = Step | Callable[[Request], Any]
 
 
@@ -116,7 +118,7 @@ class Board:
                 return secured
             return isinstance(step, Act) and (step.after == "accept" or (secured and step.after in BEFORE_REQUEST))
 
-    def drop_waiting(self, how: Drop, *, wait: float = 0.0, unfit: bool = False) -> None:
+    def drop_waiting(self, how: Drop, *, unfit: bool = False) -> None:
         """End the connections that wait for a request; if `unfit`, only those of no use for the present step."""
         with self.changed:
             dropped = {
@@ -128,8 +130,7 @@ class Board:
             for connection in dropped:
                 connection.drop = how
                 connection.wake()
-            if wait:
-                self.changed.wait_for(lambda: not dropped & self.connections, wait)
+            self.changed.wait_for(lambda: not dropped & self.connections, _PATIENCE)
 
     @property
     def _is_last(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from retrypolicy.errors import PolicyError
 from retrypolicy.testing.faults.board import Board
 from retrypolicy.testing.faults.incoming import BadRequest, Incoming, Request
 from retrypolicy.testing.faults.outgoing import asks_to_close, render, render_interim
+from retrypolicy.testing.faults.port import HOST
 from retrypolicy.testing.faults.steps import (
     Act,
     Answer,
@@ -25,6 +27,7 @@ from retrypolicy.testing.faults.stream import (
     CLOSE_ALERT,
     FATAL_ALERT,
     GARBAGE,
+    TLS_HANDSHAKE,
     PlainStream,
     Stream,
     TLSStream,
@@ -33,14 +36,16 @@ from retrypolicy.testing.faults.stream import (
     reset,
 )
 
-State = Literal["busy", "waiting", "silent", "ended"]
+State = Literal["reading", "answering", "waiting", "silent", "ended"]
 Drop = Literal["fin", "rst"]
 Contexts = Callable[[Handshake, str], ssl.SSLContext]
-_TLS_HANDSHAKE = b"\x16"
 
 
 class Connection:
-    """`state` is what `FaultServer.settle()` looks at; `drop` asks a waiting connection to end."""
+    """`state` is what `FaultServer.settle()` looks at; `drop` asks a waiting connection to end.
+
+    `handshake` and `first` are what the script has for the connection itself.
+    """
 
     def __init__(
         self,
@@ -50,19 +55,18 @@ class Connection:
         *,
         contexts: Contexts,
         tls: bool,
-        handshake: Handshake | None,
-        first: Act | None,
     ) -> None:
         self.socket = sock
-        self.state: State = "busy"
+        self.state: State = "reading"
         self.drop: Drop | None = None
         self._board = board
         self._number = number
         self._contexts = contexts
         self._tls = tls
-        self._handshake = handshake or Handshake()
-        self._first = first
+        self.handshake: Handshake | None = None
+        self.first: Act | None = None
         self._plain = PlainStream(sock)
+        self._below: Stream = self._plain  # what the present TLS stands on
         self._stream: Stream = self._plain
         self.secured = False
         self.tunnel: str | None = None
@@ -94,36 +98,55 @@ class Connection:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
-        if self._first is not None and self._first.after == "accept":
-            first, self._first = self._first, None
+        if self.first is not None and self.first.after == "accept":
+            first, self.first = self.first, None
             if not self._carry_out(first, None):
                 return
-        if self._tls and not self._secure("127.0.0.1"):
+        if self._tls and not (self._wait(self._hears) and self._secure(HOST)):
             return
-        while self._exchange():
-            pass
+        while self._wait(self._stream.arrived):
+            if not self._exchange():
+                return
+
+    def _wait(self, arrived: Callable[[], bool]) -> bool:
+        """Wait until the client begins something new; False if it left, or the connection is to be dropped."""
+        self._become("waiting")
+        begun = arrived()
+        with self._board.changed:
+            self.state = "reading"
+            dropped = self.drop
+        if dropped == "rst":
+            reset(self.socket)
+        return begun and dropped is None
+
+    def _hears(self) -> bool:
+        return bool(self._stream.peek(1))
+
+    def _become(self, state: State) -> None:
+        with self._board.changed:
+            self.state = state
+            self._board.changed.notify_all()
 
     def _secure(self, host: str) -> bool:
         """The TLS handshake, and the steps that meet it; True if a request may follow."""
-        first, self._first = self._first, None
-        hello = read_record(self._stream)
-        if not hello:
+        first, self.first = self.first, None
+        if self._stream.peek(1) != TLS_HANDSHAKE:
+            self._stream.send(FATAL_ALERT)  # plain HTTP on a TLS port
             return False
+        hello = read_record(self._stream)
         if first is not None and first.after == "hello":
             return self._carry_out(first, None)
-        tls = TLSStream(self._stream, self._contexts(self._handshake, host))
+        tls = TLSStream(self._stream, self._contexts(self.handshake or Handshake(), host))
         try:
             tls.handshake(hello)
         except ssl.SSLError:
             # A real server closes at once, and its RST may overtake the alert that tests want to see.
             return self._end("half", None)
-        self._stream, self.secured = tls, True
+        self._below, self._stream, self.secured = self._stream, tls, True
         return first is None or self._carry_out(first, None)
 
     def _exchange(self) -> bool:
         """One request and what the script has for it; True if another one may follow."""
-        if not self._wait():
-            return False
         self._position += 1
         connect = self._is_connect()
         records = self._board.tunnels if connect else self._board.requests
@@ -138,19 +161,6 @@ class Connection:
         else:
             return False
         return self._carry_out(incoming.act, incoming)
-
-    def _wait(self) -> bool:
-        """Wait for the first byte of a request. It stays unread."""
-        with self._board.changed:
-            self.state = "waiting"
-            self._board.changed.notify_all()
-        arrived = self._stream.arrived()
-        with self._board.changed:
-            self.state = "busy"
-            dropped = self.drop
-        if dropped == "rst":
-            reset(self.socket)
-        return arrived and dropped is None
 
     def _is_connect(self) -> bool:
         if self.tunnel is not None:
@@ -167,13 +177,13 @@ class Connection:
             return False
         if not opens:
             return True
-        self.tunnel = incoming.target or ""
-        self._handshake = Handshake()
-        if self._stream.peek(1) == _TLS_HANDSHAKE:
-            handshake, self._first = self._board.take_for_connection(accepting=False, tls=True)
-            self._handshake = handshake or Handshake()
-            return self._secure(self.tunnel.rpartition(":")[0].strip("[]"))
-        return True
+        self.tunnel, self._position = incoming.target or "", 0
+        if not self._wait(self._hears):
+            return False
+        if self._stream.peek(1) != TLS_HANDSHAKE:
+            return True
+        self.handshake, self.first = self._board.take_for_connection(accepting=False, tls=True)
+        return self._secure(self.tunnel.rpartition(":")[0].strip("[]"))
 
     def _carry_out(self, act: Act, incoming: Incoming | None) -> bool:
         if incoming is not None and not incoming.read_to(act.after, act.count):
@@ -181,12 +191,12 @@ class Connection:
         end = act.then or self._usual_end(act, incoming)
         if end == "keep" and act.then is None and self._must_reconnect(incoming):
             end = "fin"
-        if end in ("fin", "half", "close_notify"):
-            cork(self.socket)
+        if incoming is None or incoming.complete:
+            self._become("answering")
         if isinstance(act, Raw):
             self._stream.send(act.data)
         elif isinstance(act, Answer):
-            self._send(act, incoming)
+            self._send(act, incoming, last=end in ("fin", "half", "close_notify"))
         return self._end(end, incoming)
 
     def _usual_end(self, act: Act, incoming: Incoming | None) -> End:
@@ -206,32 +216,28 @@ class Connection:
             return False  # the tunnel itself is such a connection
         return self._board.wants_new_connection(secured=self.secured, tunnel=self.tunnel is not None)
 
-    def _send(self, answer: Answer, incoming: Incoming | None) -> None:
+    def _send(self, answer: Answer, incoming: Incoming | None, *, last: bool) -> None:
         self._board.stop.wait(answer.delay)
         for interim in answer.interim:
-            sent = 0
-            while interim.times is None or sent < interim.times:
+            for _ in itertools.repeat(None) if interim.times is None else range(interim.times):
                 self._stream.send(render_interim(interim))
-                sent += 1
-                if self._board.stop.wait(interim.every):
-                    return
+                self._board.stop.wait(interim.every)
         status, headers, body = render(answer, incoming.method if incoming else None)
         part, pause = answer.drip or ("", 0.0)
         if part == "head":
             self._drip(status + headers, pause)
-            self._stream.send(body + answer.extra)
         elif part == "body":
             self._stream.send(status + headers)
             self._drip(body, pause)
-            self._stream.send(answer.extra)
-        else:
-            self._stream.send(status + headers + body + answer.extra)
+        elif last:
+            cork(self.socket)
+        rest = {"head": body, "body": b"", "": status + headers + body}[part]
+        self._stream.send(rest + answer.extra)
 
     def _drip(self, data: bytes, pause: float) -> None:
         for at in range(len(data)):
-            if self._board.stop.wait(pause):
-                return
             self._stream.send(data[at : at + 1])
+            self._board.stop.wait(pause)
 
     def _end(self, end: End, incoming: Incoming | None) -> bool:
         if end == "keep":
@@ -239,30 +245,25 @@ class Connection:
         if end == "rst":
             reset(self.socket)
         elif end == "stall":
-            self._silent()
+            self._become("silent")
             self._board.stop.wait()
         elif end == "half":
             self.socket.shutdown(socket.SHUT_WR)
             if incoming is not None:
                 incoming.read_to("request")
-            self._silent()
+            self._become("silent")
             while self._plain.read(CHUNK):
                 pass
         elif end == "garbage":
-            self._plain.send(GARBAGE)
+            self._below.send(GARBAGE)
         elif end == "alert":
-            self._stream.alert() if self.secured else self._plain.send(FATAL_ALERT)
+            self._stream.alert()
         elif end == "close_notify":
             if self.secured:
                 self._stream.close_notify()
             elif self._tls:
-                self._plain.send(CLOSE_ALERT)
+                self._stream.send(CLOSE_ALERT)
         return False
-
-    def _silent(self) -> None:
-        with self._board.changed:
-            self.state = "silent"
-            self._board.changed.notify_all()
 
 
 def _chosen(function: Callable[[Request], object], request: Request) -> Act:

@@ -16,7 +16,7 @@ class Request:
 
     `body` has no chunk sizes in it; `size` counts every byte on the wire. `connection` and `position` count from 1.
     `complete`: it was read to its last byte. `applied`: an application would have acted on it.
-    `tunnel` is the authority of the CONNECT that it came through.
+    `tunnel` is the authority of the CONNECT that it came through; `position` counts anew inside.
     """
 
     method: str | None
@@ -76,7 +76,7 @@ class Incoming:
 
     @property
     def applied(self) -> bool:
-        if self.act is None or self.act.applied is False:
+        if self.act is None or self.act.applied is False or self.method == "CONNECT":
             return False
         if self.act.applied:
             return self.head_complete

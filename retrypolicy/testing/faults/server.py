@@ -19,8 +19,6 @@ from retrypolicy.testing.faults.incoming import Request
 from retrypolicy.testing.faults.port import HOST
 from retrypolicy.testing.faults.steps import Handshake, Step, as_script
 
-_PATIENCE = 10.0  # seconds for an idle connection to end
-
 Script = Step | int | Callable[[Request], Any] | Iterable[Step | int | Callable[[Request], Any]]
 
 
@@ -31,7 +29,7 @@ class FaultServer:
     (`after="accept"`, `"hello"` or `"handshake"`, and `Handshake`) is taken by a connection instead, `Refuse` and
     `Blackhole` by the port. Before a step about connecting, idle connections are closed. The last step is repeated for
     ever; without a script every request gets an empty 200. A status code stands for `Answer(code)`. A function is
-    called with the complete `Request` and returns the step; what it raises is raised again at the end of the `with` block.
+    called with the complete `Request` and returns the step; what it raises is raised again at the end of the `with`.
 
     The server is also a proxy, forward and CONNECT, and plays every origin behind it: see `proxy_url` and `Tunnel`.
 
@@ -108,7 +106,8 @@ class FaultServer:
     def settle(self, timeout: float = 5.0) -> Self:
         """Wait until everything that clients have sent was read, as far as the script reads at all.
 
-        Then every connection has ended, has fallen silent, or waits for a request of which nothing has come.
+        Then every connection has ended, has fallen silent, still answers a complete request, or waits for one of
+        which nothing has come.
         Raises TimeoutError after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
@@ -125,9 +124,12 @@ class FaultServer:
 
     def _settled(self) -> bool:
         connections = self._board.connections
-        if any(each.state == "busy" for each in connections) or (self._acceptor and self._acceptor.has_backlog()):
+        if any(each.state == "reading" for each in connections) or (self._acceptor and self._acceptor.has_backlog()):
             return False
-        return not readable([each.socket for each in connections if each.state == "waiting"], 0.0)
+        try:
+            return not readable([each.socket for each in connections if each.state in ("waiting", "answering")], 0.0)
+        except (OSError, ValueError):
+            return False  # one of them is being closed
 
     # What a test can do meanwhile
 
@@ -144,7 +146,7 @@ class FaultServer:
 
         Called from a hook in the client just before it writes, this is the race between a request and an idle close.
         """
-        self._board.drop_waiting(how, wait=_PATIENCE)
+        self._board.drop_waiting(how)
 
     # Where it is, and whom to trust
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
 
+from retrypolicy._validate import Validator, choice, flag, integer, number, optional_number
 from retrypolicy.errors import PolicyError
 
 After = Literal["accept", "hello", "handshake", "arrival", "head", "body", "request"]
@@ -36,6 +38,7 @@ End = Literal["keep", "fin", "close_notify", "half", "rst", "alert", "garbage", 
 `stall`         silence: neither read nor written again until the server ends.
 """
 
+Closing = Literal["fin", "close_notify", "half", "alert", "garbage"]
 Point = Literal["status", "headers", "body"]
 Part = Literal["head", "body"]
 Framing = Literal["length", "chunked", "close"]
@@ -50,39 +53,24 @@ class _Value:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        shown = []
-        for field in attrs.fields(type(self)):  # type: ignore[arg-type]  # every subclass is an attrs class
-            value = getattr(self, field.name)
-            if value != field.default:
-                shown.append(f"{field.name}={value!r}" if field.kw_only else repr(value))
-            elif not field.kw_only and any(
-                getattr(self, other.name) != other.default
-                for other in attrs.fields(type(self))  # type: ignore[arg-type]  # as above
-                if not other.kw_only
-            ):
-                shown.append(repr(value))
+        fields = attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
+        changed = [field for field in fields if getattr(self, field.name) != field.default]
+        last = max((fields.index(field) for field in changed if not field.kw_only), default=-1)
+        shown = [repr(getattr(self, field.name)) for field in fields[: last + 1]]
+        shown += [f"{field.name}={getattr(self, field.name)!r}" for field in changed if field.kw_only]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _must(test: Callable[[Any], bool], allowed: str) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _must(test: Callable[[Any], bool], allowed: str) -> Validator:
+    def check(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):
             raise PolicyError.of(f"{type(instance).__name__}.{attribute.name}", value, allowed)
 
     return check
 
 
-def _one_of(words: Any) -> Any:
-    allowed = get_args(words)
-    return _must(lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed)))
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _is_wire_text(value: object) -> bool:
@@ -102,35 +90,6 @@ def _to_bytes(body: Any) -> Any:
     return body.encode() if isinstance(body, str) else body
 
 
-_status = _must(lambda value: _is_int(value) and 100 <= value <= 999, "an integer from 100 to 999")
-_count = _must(lambda value: value is None or (_is_int(value) and value >= 0), "an integer >= 0, or None for all of it")
-_seconds = _must(_is_seconds, "a finite number of seconds >= 0")
-_time = _must(lambda value: value is None or _is_seconds(value), "a finite number of seconds >= 0, or None")
-_flag = _must(lambda value: value is None or isinstance(value, bool), "True, False or None")
-_bytes = _must(lambda value: isinstance(value, bytes), "bytes or str")
-_headers = _must(
-    lambda value: isinstance(value, tuple) and all(_is_wire_text(name) and _is_wire_text(text) for name, text in value),
-    "a mapping or pairs of Latin-1 strings",
-)
-
-
-def _applied() -> Any:
-    return attrs.field(default=None, kw_only=True, validator=_flag)
-
-
-@attrs.frozen(repr=False)
-class Interim(_Value):
-    """An informational answer (1xx, RFC 9110 section 15.2) before the final one.
-
-    `times` says how often it is sent, None for ever; `every` is the pause after each one, in seconds.
-    """
-
-    status: int = attrs.field(default=103, validator=_must(lambda v: _is_int(v) and 100 <= v <= 199, "100 to 199"))
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
-    times: int | None = attrs.field(default=1, kw_only=True, validator=_count)
-    every: float = attrs.field(default=0.0, kw_only=True, validator=_seconds)
-
-
 def _interims(interim: Any) -> Any:
     if isinstance(interim, Interim) or _is_int(interim):
         interim = (interim,)
@@ -140,16 +99,56 @@ def _interims(interim: Any) -> Any:
         return interim
 
 
-def _is_cut(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, tuple) and len(value) == 2 and value[0] in get_args(Point) and _is_int(value[1])
-    )
-
-
 def _is_drip(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, tuple) and len(value) == 2 and value[0] in get_args(Part) and _is_seconds(value[1])
+    return _is_place(value, get_args(Part)) and isinstance(value[1], (int, float)) and 0 <= value[1] < math.inf
+
+
+def _is_cut(value: Any) -> bool:
+    return _is_place(value, get_args(Point)) and _is_int(value[1])
+
+
+def _is_place(value: Any, words: tuple[str, ...]) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and value[0] in words
+
+
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, tuple) and all(_is_wire_text(name) and _is_wire_text(text) for name, text in value)
+
+
+def _are_interims(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, Interim) for each in value)
+
+
+def _suits_connect(value: Any) -> bool:
+    return isinstance(value, Act) and value.after not in BEFORE_REQUEST
+
+
+_optional = attrs.validators.optional
+_after = choice(*get_args(After))
+_count = integer(0, optional=True)
+_bytes = _must(lambda value: isinstance(value, bytes), "bytes or str")
+_text = _must(_is_wire_text, "a Latin-1 string")
+_headers = _must(_are_pairs, "a mapping or pairs of Latin-1 strings")
+
+
+def _applied() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=_optional(flag))
+
+
+@attrs.frozen(repr=False)
+class Interim(_Value):
+    """An informational answer (1xx, RFC 9110 section 15.2) before the final one.
+
+    `times` says how often it is sent, None for ever; `every` is the pause after each one, in seconds.
+    """
+
+    status: int = attrs.field(
+        default=103,
+        validator=_must(lambda value: _is_int(value) and 100 <= value <= 199, "a whole number from 100 to 199"),
     )
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
+    times: int | None = attrs.field(default=1, kw_only=True, validator=_count)
+    every: float = attrs.field(default=0.0, kw_only=True, validator=number(0))
 
 
 @attrs.frozen(repr=False)
@@ -170,42 +169,38 @@ class Answer(_Value):
     application does. False: no.
     """
 
-    status: int = attrs.field(default=200, validator=_status)
+    status: int = attrs.field(
+        default=200,
+        validator=_must(lambda value: _is_int(value) and 100 <= value <= 999, "a whole number from 100 to 999"),
+    )
     body: bytes = attrs.field(default=b"", converter=_to_bytes, validator=_bytes)
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
-    framing: Framing = attrs.field(default="length", kw_only=True, validator=_one_of(Framing))
-    chunk: int | None = attrs.field(
-        default=None, kw_only=True, validator=_must(lambda v: v is None or (_is_int(v) and v > 0), "an integer > 0")
-    )
-    reason: str | None = attrs.field(
-        default=None, kw_only=True, validator=_must(lambda v: v is None or _is_wire_text(v), "a Latin-1 string or None")
-    )
-    version: str = attrs.field(default="HTTP/1.1", kw_only=True, validator=_must(_is_wire_text, "a Latin-1 string"))
+    framing: Framing = attrs.field(default="length", kw_only=True, validator=choice(*get_args(Framing)))
+    chunk: int | None = attrs.field(default=None, kw_only=True, validator=integer(1, optional=True))
+    reason: str | None = attrs.field(default=None, kw_only=True, validator=_optional(_text))
+    version: str = attrs.field(default="HTTP/1.1", kw_only=True, validator=_text)
     interim: tuple[Interim, ...] = attrs.field(
         default=(),
         converter=_interims,
         kw_only=True,
-        validator=_must(
-            lambda v: isinstance(v, tuple) and all(isinstance(each, Interim) for each in v),
-            "Interim values or 1xx numbers",
-        ),
+        validator=_must(_are_interims, "Interim values or 1xx numbers"),
     )
-    after: After = attrs.field(default="request", kw_only=True, validator=_one_of(After))
+    after: After = attrs.field(default="request", kw_only=True, validator=_after)
     count: int | None = attrs.field(default=None, kw_only=True, validator=_count)
-    delay: float = attrs.field(default=0.0, kw_only=True, validator=_seconds)
+    delay: float = attrs.field(default=0.0, kw_only=True, validator=number(0))
     drip: tuple[Part, float] | None = attrs.field(
-        default=None, kw_only=True, validator=_must(_is_drip, "None or ('head' or 'body', seconds)")
+        default=None, kw_only=True, validator=_optional(_must(_is_drip, "None or ('head' or 'body', seconds)"))
     )
     cut: tuple[Point, int] | None = attrs.field(
         default=None,
         kw_only=True,
-        validator=_must(_is_cut, "None or ('status', 'headers' or 'body', a number of bytes)"),
+        validator=_optional(_must(_is_cut, "None or ('status', 'headers' or 'body', a number of bytes)")),
     )
     extra: bytes = attrs.field(default=b"", converter=_to_bytes, kw_only=True, validator=_bytes)
     then: End | None = attrs.field(
         default=None,
         kw_only=True,
-        validator=_must(lambda v: v is None or v in get_args(End), f"None or {get_args(End)}"),
+        validator=_optional(choice(*get_args(End))),
     )
     applied: bool | None = _applied()
 
@@ -215,9 +210,9 @@ class Raw(_Value):
     """Send these bytes as they are, where an answer is expected. `then` is a bare FIN unless told."""
 
     data: bytes = attrs.field(converter=_to_bytes, validator=_bytes)
-    after: After = attrs.field(default="request", kw_only=True, validator=_one_of(After))
+    after: After = attrs.field(default="request", kw_only=True, validator=_after)
     count: int | None = attrs.field(default=None, kw_only=True, validator=_count)
-    then: End = attrs.field(default="fin", kw_only=True, validator=_one_of(End))
+    then: End = attrs.field(default="fin", kw_only=True, validator=choice(*get_args(End)))
     applied: bool | None = _applied()
 
 
@@ -225,11 +220,9 @@ class Raw(_Value):
 class Close(_Value):
     """Close the connection without an answer. `how` is one of the ends that close."""
 
-    after: After = attrs.field(default="request", validator=_one_of(After))
+    after: After = attrs.field(default="request", validator=_after)
     count: int | None = attrs.field(default=None, validator=_count)
-    how: Literal["fin", "close_notify", "half", "alert", "garbage"] = attrs.field(
-        default="fin", kw_only=True, validator=_one_of(Literal["fin", "close_notify", "half", "alert", "garbage"])
-    )
+    how: Closing = attrs.field(default="fin", kw_only=True, validator=choice(*get_args(Closing)))
     applied: bool | None = _applied()
 
     @property
@@ -241,7 +234,7 @@ class Close(_Value):
 class Reset(_Value):
     """Reset the connection (RST) without an answer."""
 
-    after: After = attrs.field(default="request", validator=_one_of(After))
+    after: After = attrs.field(default="request", validator=_after)
     count: int | None = attrs.field(default=None, validator=_count)
     applied: bool | None = _applied()
 
@@ -254,7 +247,7 @@ class Reset(_Value):
 class Stall(_Value):
     """Fall silent: neither read nor write again, and leave the connection open until the server ends."""
 
-    after: After = attrs.field(default="request", validator=_one_of(After))
+    after: After = attrs.field(default="request", validator=_after)
     count: int | None = attrs.field(default=None, validator=_count)
     applied: bool | None = _applied()
 
@@ -270,7 +263,7 @@ class Refuse(_Value):
     A server can't see whom its kernel refused, so this lasts `seconds`, or until `FaultServer.skip()`.
     """
 
-    seconds: float | None = attrs.field(default=None, validator=_time)
+    seconds: float | None = attrs.field(default=None, validator=optional_number(0))
 
 
 @attrs.frozen(repr=False)
@@ -280,7 +273,7 @@ class Blackhole(_Value):
     Lasts `seconds`, or until `FaultServer.skip()`.
     """
 
-    seconds: float | None = attrs.field(default=None, validator=_time)
+    seconds: float | None = attrs.field(default=None, validator=optional_number(0))
 
 
 @attrs.frozen(repr=False)
@@ -291,12 +284,10 @@ class Handshake(_Value):
     `version`: the only TLS version offered.
     """
 
-    certificate: Certificate = attrs.field(default="trusted", validator=_one_of(Certificate))
-    client_certificate: bool = attrs.field(
-        default=False, kw_only=True, validator=_must(lambda v: isinstance(v, bool), "True or False")
-    )
+    certificate: Certificate = attrs.field(default="trusted", validator=choice(*get_args(Certificate)))
+    client_certificate: bool = attrs.field(default=False, kw_only=True, validator=flag)
     version: Literal["1.2", "1.3"] | None = attrs.field(
-        default=None, kw_only=True, validator=_must(lambda v: v in (None, "1.2", "1.3"), "'1.2', '1.3' or None")
+        default=None, kw_only=True, validator=_optional(choice("1.2", "1.3"))
     )
 
 
@@ -312,10 +303,7 @@ class Tunnel(_Value):
 
     act: Act = attrs.field(
         default=Answer(200),
-        validator=_must(
-            lambda v: isinstance(v, Act) and v.after not in BEFORE_REQUEST,
-            "an Answer, Raw, Close, Reset or Stall that comes after the arrival of the request",
-        ),
+        validator=_must(_suits_connect, "an Answer, Raw, Close, Reset or Stall that is not about connecting"),
     )
 
 

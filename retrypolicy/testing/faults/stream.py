@@ -12,12 +12,13 @@ CHUNK = 65536
 FATAL_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"  # handshake_failure, in the clear
 CLOSE_ALERT = b"\x15\x03\x03\x00\x02\x01\x00"  # close_notify, in the clear
 GARBAGE = b"\x17\x03\x03\x00\x20" + b"\xa5" * 32  # a well-formed record of noise
+TLS_HANDSHAKE = b"\x16"  # how a TLS hello begins
 _APPLICATION_DATA = 23
 _LONGEST_ALERT = 40  # an encrypted alert's record is shorter than any that holds a request's head
 
 
 class Stream(Protocol):
-    """One direction each way, and the three ways to say goodbye that need its own protocol."""
+    """Bytes both ways, and the goodbyes of TLS."""
 
     def arrived(self) -> bool:
         """Wait for the first byte of a request without reading it; False if the client left instead."""
