@@ -37,7 +37,7 @@ COLLECTABLE = frozenset({Phase.CLAIMED, Phase.DONE, Phase.FAILED})
 """Phases whose records expire. Armed and held records are never collected."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)  # a dict inside: a send copies its record twice, and this copies fastest
 class Record:
     """What the ledger keeps of one key."""
 

@@ -80,7 +80,8 @@ class MemoryLedger:
     def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
         with self._lock:
             before = self._records.get(key)
-            after = transitions.reject(before, owner, fence, sure=sure, not_before=not_before)
+            now = self._clock.now()
+            after = transitions.reject(before, owner, fence, now, self._retention, sure=sure, not_before=not_before)
             return self._changed(key, before, after)
 
     def unknown(self, key: bytes, owner: bytes, fence: int, *, not_before: float = 0.0) -> bool:

@@ -130,7 +130,10 @@ class SQLiteLedger:
 
     def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
         return self._change(
-            key, lambda record, now: transitions.reject(record, owner, fence, sure=sure, not_before=not_before)
+            key,
+            lambda record, now: transitions.reject(
+                record, owner, fence, now, self._retention, sure=sure, not_before=not_before
+            ),
         )
 
     def unknown(self, key: bytes, owner: bytes, fence: int, *, not_before: float = 0.0) -> bool:
