@@ -6,54 +6,55 @@ from retrypolicy.clock import Clock
 
 
 class Sliding:
-    """A sum over the last `seconds`, in ten slots. Not thread-safe."""
+    """A sum over the last `seconds`, in ten slots. Times are monotonic seconds. Not thread-safe."""
 
-    __slots__ = ("_clock", "_newest", "_slots", "_total", "_width")
+    __slots__ = ("_newest", "_slots", "_total", "_width")
 
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, seconds: float, now: float) -> None:
         self._width = seconds / 10
         self._slots = [0] * 10
-        self._newest = int(clock.monotonic() / self._width)
+        self._newest = int(now / self._width)
         self._total = 0
 
-    def add(self, amount: int) -> int:
-        self.total()
+    def add(self, amount: int, now: float) -> int:
+        total = self.total(now) + amount
         self._slots[self._newest % 10] += amount
-        self._total += amount
+        self._total = total
+        return total
+
+    def total(self, now: float) -> int:
+        newest = int(now / self._width)
+        if newest > self._newest:
+            for number in range(max(self._newest + 1, newest - 9), newest + 1):
+                self._total -= self._slots[number % 10]
+                self._slots[number % 10] = 0
+            self._newest = newest
         return self._total
 
-    def total(self) -> int:
-        newest = int(self._clock.monotonic() / self._width)
-        for number in range(max(self._newest + 1, newest - 9), newest + 1):
-            self._total -= self._slots[number % 10]
-            self._slots[number % 10] = 0
-        self._newest = newest
-        return self._total
-
-    def empty(self) -> bool:
-        self.total()
+    def empty(self, now: float) -> bool:
+        self.total(now)
         return not any(self._slots)
 
 
 class Window:
     """Tokens that are forgotten after a while, beside a reserve that is always there. Never full."""
 
-    __slots__ = ("_reserve", "_sliding")
+    __slots__ = ("_clock", "_reserve", "_sliding")
     full = False
 
     def __init__(self, reserve: int, seconds: float, clock: Clock) -> None:
         self._reserve = reserve
-        self._sliding = Sliding(seconds, clock)
+        self._clock = clock
+        self._sliding = Sliding(seconds, clock.monotonic())
 
     def add(self, amount: int) -> None:
-        self._sliding.add(amount)
+        self._sliding.add(amount, self._clock.monotonic())
 
     def level(self) -> int:
-        return self._reserve + self._sliding.total()
+        return self._reserve + self._sliding.total(self._clock.monotonic())
 
     def resting(self) -> bool:
-        return self._sliding.empty()
+        return self._sliding.empty(self._clock.monotonic())
 
 
 class Bucket:
@@ -72,18 +73,17 @@ class Bucket:
         return self._level >= self._capacity
 
     def add(self, amount: int) -> None:
-        self._level = max(0, min(self._capacity, self.level() + amount))
+        level = self.level()
+        if self._rate:
+            # The part of a token's millionth that is short stays due, so that asking often loses nothing.
+            full = level == self._capacity
+            self._at = self._clock.monotonic() if full else self._at + (level - self._level) / self._rate
+        self._level = max(0, min(self._capacity, level + amount))
 
     def level(self) -> int:
-        if self._rate:
-            now = self._clock.monotonic()
-            gained = int((now - self._at) * self._rate)
-            if self._level + gained >= self._capacity:
-                self._level, self._at = self._capacity, now
-            elif gained > 0:
-                self._level += gained
-                self._at += gained / self._rate  # what is short of a whole millionth stays due
-        return self._level
+        if not self._rate:
+            return self._level
+        return min(self._capacity, self._level + int((self._clock.monotonic() - self._at) * self._rate))
 
     def resting(self) -> bool:
         return self.level() >= self._capacity

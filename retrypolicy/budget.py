@@ -289,15 +289,15 @@ class BreakerState:
             if self._phase == "half_open":
                 self._record_probe(healthy)
             elif healthy is not None:
-                calls = self._calls.add(1)
-                failures = self._failures.add(0 if healthy else 1)
+                now = self._clock.monotonic()
+                calls, failures = self._calls.add(1, now), self._failures.add(0 if healthy else 1, now)
                 if calls >= self.breaker.minimum and failures / calls >= self.breaker.failure_ratio:
                     self._enter("open")
 
     def resting(self) -> bool:
         """Is this state as good as new?"""
         with self._lock:
-            return self._phase == "closed" and self._calls.empty()
+            return self._phase == "closed" and self._calls.empty(self._clock.monotonic())
 
     def _record_probe(self, healthy: bool | None) -> None:
         if self._probes:
@@ -310,9 +310,9 @@ class BreakerState:
             self._enter("open")
 
     def _close(self) -> None:
-        self._calls = Sliding(self.breaker.window, self._clock)
-        self._failures = Sliding(self.breaker.window, self._clock)
         self._enter("closed")
+        self._calls = Sliding(self.breaker.window, self._since)
+        self._failures = Sliding(self.breaker.window, self._since)
 
     def _enter(self, phase: Phase) -> None:
         self._since = self._clock.monotonic()
