@@ -78,8 +78,7 @@ class Connection:
         except (OSError, BadRequest):
             pass  # the client left, or can't be understood: what was read stands in the records
         except Exception as error:
-            with self._board.changed:
-                self._board.errors.append(error)
+            self._fail(error)
         finally:
             self.socket.close()
             with self._board.changed:
@@ -157,10 +156,23 @@ class Connection:
         if isinstance(step, Act):
             incoming.act = step
         elif incoming.read_to("request"):
-            incoming.act = _chosen(step, incoming.seen())
-        else:
-            return False
-        return self._carry_out(incoming.act, incoming)
+            incoming.act = self._chosen(step, incoming.seen())
+        return incoming.act is not None and self._carry_out(incoming.act, incoming)
+
+    def _chosen(self, function: Callable[[Request], object], request: Request) -> Act | None:
+        """What a function in the script wants; if it fails, None, and the test will hear of it."""
+        try:
+            step = as_step(function(request))
+            if isinstance(step, Act):
+                return step
+            raise PolicyError.of("script", step, "a step about the request, from a function that has seen it")
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def _fail(self, error: Exception) -> None:
+        with self._board.changed:
+            self._board.errors.append(error)
 
     def _is_connect(self) -> bool:
         if self.tunnel is not None:
@@ -264,10 +276,3 @@ class Connection:
             elif self._tls:
                 self._stream.send(CLOSE_ALERT)
         return False
-
-
-def _chosen(function: Callable[[Request], object], request: Request) -> Act:
-    step = as_step(function(request))
-    if not isinstance(step, Act):
-        raise PolicyError.of("script", step, "a step about the request, from a function that has seen it")
-    return step

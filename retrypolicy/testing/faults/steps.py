@@ -42,6 +42,7 @@ Closing = Literal["fin", "close_notify", "half", "alert", "garbage"]
 Point = Literal["status", "headers", "body"]
 Part = Literal["head", "body"]
 Framing = Literal["length", "chunked", "close"]
+Version = Literal["1.2", "1.3"]
 Certificate = Literal["trusted", "untrusted", "expired", "wrong_host"]
 
 BEFORE_REQUEST: frozenset[After] = frozenset({"accept", "hello", "handshake"})
@@ -67,6 +68,10 @@ def _must(test: Callable[[Any], bool], allowed: str) -> Validator:
             raise PolicyError.of(f"{type(instance).__name__}.{attribute.name}", value, allowed)
 
     return check
+
+
+def _word(words: Any) -> Any:  # typed as it would be, type checkers take the values for mere strings
+    return choice(*get_args(words))
 
 
 def _is_int(value: object) -> bool:
@@ -124,7 +129,7 @@ def _suits_connect(value: Any) -> bool:
 
 
 _optional = attrs.validators.optional
-_after = choice(*get_args(After))
+_after = _word(After)
 _count = integer(0, optional=True)
 _bytes = _must(lambda value: isinstance(value, bytes), "bytes or str")
 _text = _must(_is_wire_text, "a Latin-1 string")
@@ -175,7 +180,7 @@ class Answer(_Value):
     )
     body: bytes = attrs.field(default=b"", converter=_to_bytes, validator=_bytes)
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_pairs, kw_only=True, validator=_headers)
-    framing: Framing = attrs.field(default="length", kw_only=True, validator=choice(*get_args(Framing)))
+    framing: Framing = attrs.field(default="length", kw_only=True, validator=_word(Framing))
     chunk: int | None = attrs.field(default=None, kw_only=True, validator=integer(1, optional=True))
     reason: str | None = attrs.field(default=None, kw_only=True, validator=_optional(_text))
     version: str = attrs.field(default="HTTP/1.1", kw_only=True, validator=_text)
@@ -200,7 +205,7 @@ class Answer(_Value):
     then: End | None = attrs.field(
         default=None,
         kw_only=True,
-        validator=_optional(choice(*get_args(End))),
+        validator=_optional(_word(End)),
     )
     applied: bool | None = _applied()
 
@@ -212,7 +217,7 @@ class Raw(_Value):
     data: bytes = attrs.field(converter=_to_bytes, validator=_bytes)
     after: After = attrs.field(default="request", kw_only=True, validator=_after)
     count: int | None = attrs.field(default=None, kw_only=True, validator=_count)
-    then: End = attrs.field(default="fin", kw_only=True, validator=choice(*get_args(End)))
+    then: End = attrs.field(default="fin", kw_only=True, validator=_word(End))
     applied: bool | None = _applied()
 
 
@@ -222,7 +227,7 @@ class Close(_Value):
 
     after: After = attrs.field(default="request", validator=_after)
     count: int | None = attrs.field(default=None, validator=_count)
-    how: Closing = attrs.field(default="fin", kw_only=True, validator=choice(*get_args(Closing)))
+    how: Closing = attrs.field(default="fin", kw_only=True, validator=_word(Closing))
     applied: bool | None = _applied()
 
     @property
@@ -284,11 +289,9 @@ class Handshake(_Value):
     `version`: the only TLS version offered.
     """
 
-    certificate: Certificate = attrs.field(default="trusted", validator=choice(*get_args(Certificate)))
+    certificate: Certificate = attrs.field(default="trusted", validator=_word(Certificate))
     client_certificate: bool = attrs.field(default=False, kw_only=True, validator=flag)
-    version: Literal["1.2", "1.3"] | None = attrs.field(
-        default=None, kw_only=True, validator=_optional(choice("1.2", "1.3"))
-    )
+    version: Version | None = attrs.field(default=None, kw_only=True, validator=_optional(_word(Version)))
 
 
 Act = Answer | Raw | Close | Reset | Stall
