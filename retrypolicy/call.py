@@ -1,0 +1,661 @@
+"""Call: one run of one call, as a loop without I/O. Drivers (sync, async) and transports do what it asks for.
+
+`steps()` is a generator: it asks for an attempt, a wait, or a ledger operation, is told the result, and returns the
+final decision. There is no other retry loop in this library.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from retrypolicy.decision import Decision, Defer, History, Retry, Stop, call_effect, judge, kind_of
+from retrypolicy.errors import (
+    AlreadyDone,
+    CallRefused,
+    CircuitOpen,
+    DeadlineExceeded,
+    KeyReused,
+    LedgerUnavailable,
+    SendDeferred,
+    SendHeld,
+    SendInProgress,
+)
+from retrypolicy.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CallStarted,
+    Decided,
+    Deferred,
+    Done,
+    Event,
+    Held,
+    LedgerDown,
+    Replayed,
+    Waiting,
+    publish,
+)
+from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
+from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report
+from retrypolicy.policy import Limits, RetryPolicy
+from retrypolicy.rules import Meaning, meaning
+
+if TYPE_CHECKING:
+    from retrypolicy.engine import Engine
+    from retrypolicy.guard.key import Key
+    from retrypolicy.providers import Provider
+
+
+@frozen
+class Attempt:
+    """Asked of a driver: make one attempt, and send back its outcome."""
+
+
+@frozen
+class Wait:
+    """Asked of a driver: sleep, and send back whether the sleep was cut short."""
+
+    seconds: float
+
+
+@frozen
+class Perform:
+    """Asked of a driver: do this operation of the ledger, and send back its answer."""
+
+    operation: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+ATTEMPT = Attempt()
+Command = Attempt | Wait | Perform
+Steps = Generator[Command, Any, Decision]
+
+_SUCCESS = Stop(reason=Reason.SUCCESS)
+_OVERHEAD = 30.0
+"""Seconds that a lease lasts beyond the longest attempt: for slow name servers, and clocks that differ."""
+
+
+class Renew(Exception):
+    """Internal: the key was refused before under other content, and goes out anew as this generation."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+
+class Replay(Exception):
+    """Internal: the call was done earlier; `result` is what the ledger kept of it."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+
+class Call:
+    """One run of a call. Made by an engine for each logical request; never shared between threads."""
+
+    __slots__ = (
+        "_active_effect",
+        "_armed",
+        "_checked",
+        "_claimed",
+        "_end",
+        "_first_armed",
+        "_first_seen",
+        "_owner",
+        "_fence",
+        "_pending",
+        "_previous",
+        "_records",
+        "_reason",
+        "_spent",
+        "_started",
+        "_streak",
+        "_unrecorded",
+        "attempts",
+        "deadline",
+        "digest",
+        "engine",
+        "fingerprint",
+        "generation",
+        "guarded",
+        "held",
+        "honoured",
+        "hooked",
+        "host",
+        "idempotent",
+        "key",
+        "last_kind",
+        "method",
+        "not_after",
+        "policy",
+        "provider",
+        "recorded",
+        "replayable",
+        "replayed",
+        "retry_at",
+        "tainted",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: RetryPolicy,
+        *,
+        method: str = "CALL",
+        host: str = "",
+        key: Key | None = None,
+        digest: bytes = b"",
+        fingerprint: bytes = b"",
+        provider: Provider | None = None,
+        honoured: bool = False,
+        hooked: bool = False,
+        not_after: float | None = None,
+    ) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.method = method
+        self.host = host
+        self.key = key
+        self.digest = digest
+        self.fingerprint = fingerprint
+        self.provider = provider
+        self.honoured = honoured  # the provider honours the key that goes out with this request
+        self.hooked = hooked  # the transport calls `arm` itself, between "connected" and the first byte
+        self.not_after = not_after
+        self.guarded = key is not None and engine.ledger is not None
+        self.idempotent = method in policy.idempotent_methods
+        self.replayable = True  # kept true or false by the transport
+        self.generation = 1
+        self.attempts = 0
+        self.tainted = False
+        self.deadline: float | None = None  # of the running attempt, on the monotonic clock
+        self.held = False
+        self.replayed = False
+        self.recorded: bool | None = None
+        self.retry_at: float | None = None
+        self._records: list[AttemptReport] = []
+        self._reason = Reason.SUCCESS
+        self._active_effect = Effect.NOT_APPLIED
+        self._started = 0.0
+        self._end: float | None = None
+        self._first_seen: float | None = None
+        self._first_armed: float | None = None
+        self._previous: float | None = None
+        self.last_kind: Any = None  # of the last retry that the budget permitted
+        self._streak = 0
+        self._spent: dict[str, int] | None = None
+        # Of the guard.
+        self._owner = os.urandom(16) if self.guarded else b""
+        self._fence = 0
+        self._armed = False
+        self._claimed = False
+        self._checked = False
+        self._unrecorded = 0
+        self._pending: Perform | None = None
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Steps:
+        """The loop: asks for attempts, waits and ledger operations; returns the final decision.
+
+        Raises the guard's refusals (`CallRefused`), `Replay`, and what a driver throws in.
+        """
+        clock = self.engine.clock
+        if self._end is None:
+            self._started = clock.monotonic()
+            if self.policy.total_timeout is not None:
+                self._end = self._started + self.policy.total_timeout
+        self._tell(CallStarted)
+        while True:
+            stop = self._before()
+            if stop is not None:
+                return self._ended(stop)
+            began = clock.monotonic()
+            self.deadline = self._deadline(began)
+            if self.guarded and not self.hooked:
+                yield from self.arm()
+            outcome: Outcome = yield ATTEMPT
+            decision = yield from self._after(outcome, clock.monotonic() - began)
+            if type(decision) is not Retry:
+                return self._ended(decision)
+            self._tell(Waiting, seconds=decision.delay, reason=decision.reason)
+            if decision.delay > 0 or self.engine.stopping:
+                woken = yield Wait(decision.delay)
+                if woken:
+                    yield from self._give_up()
+                    return self._ended(Stop(reason=Reason.STOPPED))
+
+    def _before(self) -> Stop | None:
+        """May the next attempt be made? None: yes. A refusal of the first attempt is raised, a later one returned."""
+        self.attempts += 1
+        self._unrecorded += 1
+        refusal: CallRefused | None = None
+        reason = Reason.LIFETIME_OVER
+        if self.not_after is not None and self.engine.clock.now() >= self.not_after:
+            refusal = DeadlineExceeded("the call's time was over before this attempt; nothing was sent")
+        elif self.policy.breaker is not None:
+            wait = self.engine.breaker_wait(self)
+            if wait is not None:
+                reason = Reason.CIRCUIT_OPEN
+                refusal = CircuitOpen(
+                    f"the circuit to {self.host or 'this host'} is open; nothing was sent",
+                    retry_at=self.engine.clock.now() + wait,
+                )
+        if refusal is None and self._records:
+            until = self._key_until()
+            if self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until:
+                reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
+        if refusal is None:
+            self._tell(AttemptStarted, number=self.attempts)
+            return None
+        self.attempts -= 1
+        self._unrecorded -= 1
+        if self._records:
+            return Stop(reason=reason)
+        self._reason = reason
+        raise refusal
+
+    def _deadline(self, now: float) -> float | None:
+        limit = self.policy.attempt_timeout
+        end = self._end
+        if limit is None:
+            return end
+        return now + limit if end is None else min(now + limit, end)
+
+    def _after(self, outcome: Outcome, elapsed: float) -> Generator[Command, Any, Decision]:
+        """Record an outcome, decide, and settle the key."""
+        policy = self.policy
+        if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and not outcome.body_error:
+            said, effect, decision = _APPLIED, Effect.APPLIED, _SUCCESS
+        else:
+            said, effect, decision = self._judge(outcome)
+        if policy.budget is not None or policy.breaker is not None:
+            decision = self.engine.account(self, outcome, effect, decision)
+        if self.engine.mode == "observe" and not isinstance(decision, Stop):
+            self._tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+            decision = Stop(reason=Reason.OBSERVED)
+        if self.guarded:
+            decision = yield from self._settle(outcome, said, effect, decision)
+        self._note(outcome, said.effect, decision, elapsed)
+        self._active_effect = effect
+        self.tainted = effect is Effect.UNKNOWN
+        if isinstance(decision, Retry):
+            self._previous = decision.delay
+            kind = kind_of(outcome)
+            self._spent = self._spent or {}
+            self._spent[kind] = self._spent.get(kind, 0) + 1
+        return decision
+
+    def _judge(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
+        policy = self.policy
+        said = meaning(
+            outcome,
+            rules=policy.rules,
+            refusal_statuses=policy.refusal_statuses,
+            unsafe=self.method not in ("GET", "HEAD"),
+            tainted=self.tainted,
+        )
+        now = self.engine.clock.now()
+        if self._first_seen is None:
+            self._first_seen = now - (self.engine.clock.monotonic() - self._started)
+        spent = self._spent or {}
+        history = History(
+            method=self.method,
+            attempts=self.attempts,
+            elapsed=self.engine.clock.monotonic() - self._started,
+            first_seen=self._first_seen,
+            previous=self._previous,
+            tainted=self.tainted,
+            replayable=self.replayable,
+            key_until=self._key_until(),
+            accepts_duplicates=self.guarded and policy.guard.on_unknown == "resend",
+            not_after=self.not_after,
+            streak=self._streak,
+            spent=Limits(
+                connect=spent.get("connect", 0),
+                read=spent.get("read", 0),
+                status=spent.get("status", 0),
+                other=spent.get("other", 0),
+            ),
+        )
+        limited = isinstance(outcome, Failed) and outcome.retry_limit is not None
+        self._streak = self._streak + 1 if limited else 0
+        decision = judge(policy, history, outcome, said, now=now, random=self.engine.random())
+        return said, call_effect(said.effect, tainted=self.tainted, sure=said.sure), decision
+
+    def _key_until(self) -> float | None:
+        if not self.honoured or self.provider is None or self.provider.key is None:
+            return None
+        started = self._first_armed if self._first_armed is not None else self._first_seen
+        if started is None:
+            started = self.engine.clock.now()
+        return started + self.provider.key.window - self.provider.key.margin
+
+    def follows(self, before: Call) -> None:
+        """This hop shares the time of the call it belongs to."""
+        self._started, self._end = before._started, before._end
+
+    @property
+    def is_first_attempt(self) -> bool:
+        """Nothing of this run is on record yet."""
+        return not self._records
+
+    # -- the guard ---------------------------------------------------------------------------------------------------
+
+    def arm(self) -> Generator[Command, Any, None]:
+        """Put the key under this attempt, durably, before its first byte. Raises the guard's refusals."""
+        if self._pending is not None:
+            # The last settlement got lost. Until it is written, nobody may arm: that includes us.
+            yield self._pending
+            self._pending = None
+        take = Take(
+            key=self.digest,
+            owner=self._owner,
+            token=os.urandom(8),
+            fingerprint=self.fingerprint,
+            lease=self._lease(),
+            generation=self.generation,
+            attempts=self._unrecorded,
+            window=self._window(),
+            label=self.key.label if self.key is not None else "",
+            provider=self.provider.name if self.provider is not None else "",
+        )
+        try:
+            answer: Taken | Refused = yield Perform("arm", (take,), {})
+        except LedgerUnavailable:
+            self._tell(LedgerDown, operation="arm")
+            if self.policy.guard.on_ledger_down == "open" and self.honoured:
+                self.guarded, self.recorded = False, False
+                return
+            self.attempts -= 1
+            raise
+        if isinstance(answer, Refused):
+            try:
+                self._refuse(answer.record, answer.now)
+            except (CallRefused, Replay):
+                self.attempts -= 1  # no attempt was made
+                raise
+            return
+        self._armed = True
+        self._unrecorded = 0
+        self._fence = answer.fence
+        self.attempts = answer.attempts
+        self._first_armed = answer.first_armed
+        self._first_seen = answer.first_seen
+        self.tainted = self.tainted or answer.tainted
+        lifetime = self.policy.lifetime
+        if lifetime is not None and self.engine.clock.now() >= answer.first_seen + lifetime:
+            yield from self._give_up()
+            self._reason = Reason.LIFETIME_OVER
+            raise DeadlineExceeded("the call's lifetime was over before this attempt; it sent nothing")
+
+    def _window(self) -> float | None:
+        """How long after its first arm a held key may be armed again."""
+        if self.idempotent or self.policy.guard.on_unknown == "resend":
+            return math.inf
+        if self.honoured and self.provider is not None and self.provider.key is not None:
+            return self.provider.key.window - self.provider.key.margin
+        return None
+
+    def _lease(self) -> float:
+        guard = self.policy.guard
+        if guard.lease is not None:
+            return guard.lease
+        limits = [t for t in (self.policy.attempt_timeout, self.policy.total_timeout) if t is not None]
+        longest = min(limits) if limits else self.engine.longest_attempt
+        return longest + _OVERHEAD
+
+    def _refuse(self, record: Record, now: float) -> None:
+        """The key can't be armed: say why. Raises in every case."""
+        same = record.fingerprint == self.fingerprint
+        name = self.digest.hex()
+        free = record.phase is Phase.FAILED or (
+            record.phase is Phase.CLAIMED and (record.owner == self._owner or record.lease < now)
+        )
+        if free and record.not_before > now and record.owner != self._owner:
+            self.retry_at = record.not_before
+            raise SendDeferred(
+                "the call is not due yet; nothing was sent", retry_at=record.not_before, key_digest=name
+            )
+        generation = record.generation if same or record.first_armed is None else record.generation + 1
+        if free and generation != self.generation:
+            raise Renew(generation)
+        if not same:
+            raise KeyReused(
+                "this key was given to other content before, and that call is not settled as refused; nothing was "
+                "sent. Give every call a key of its own",
+                key_digest=name,
+            )
+        if record.phase is Phase.DONE:
+            self.replayed = True
+            self.recorded = True
+            self._active_effect = Effect.APPLIED
+            self._tell(Replayed, key_digest=name)
+            raise Replay(record)
+        if record.phase is Phase.HELD and record.generation != self.generation:
+            raise Renew(record.generation)
+        if record.phase is Phase.HELD:
+            self.held = True
+            self._active_effect = Effect.UNKNOWN
+            raise SendHeld(
+                "an earlier attempt may have been applied, and nothing shows that it was not; nothing was sent. "
+                "Resolve it: retrypolicy ledger resolve",
+                key_digest=name,
+                retry_at=record.not_before or None,
+            )
+        raise SendInProgress(
+            "another caller has this key right now; nothing was sent", retry_at=record.lease, key_digest=name
+        )
+
+    def _settle(
+        self, outcome: Outcome, said: Meaning, effect: Effect, decision: Decision
+    ) -> Generator[Command, Any, Decision]:
+        """Write what became of the attempt. The write that failed is repeated: done in the background, others
+        before the next arm."""
+        until = decision.until if isinstance(decision, Defer) else 0.0
+        if not self._armed:
+            return (yield from self._settle_unarmed(decision, until))
+        self._armed = False
+        if effect is Effect.APPLIED:
+            result = self._summary(outcome)
+            self.recorded = yield from self._write("done", (self.digest, result), provider=self._provider_name())
+            if self.recorded is False:
+                self.engine.record_later(self.digest, result, self._provider_name())
+            if not isinstance(decision, Stop):
+                decision = Stop(reason=Reason.UNSAFE)  # applied, its body lost: recorded is better than fetched again
+            return decision
+        ours = (self.digest, self._owner, self._fence)
+        if effect is Effect.UNKNOWN:
+            self.recorded = yield from self._write("unknown", ours, not_before=until)
+            self.held = not isinstance(decision, Retry)
+            if self.held:
+                self._tell(Held, key_digest=self.digest.hex())
+        elif isinstance(decision, Stop):
+            self.recorded = yield from self._write("reject", ours, sure=said.sure)
+        else:
+            lease = decision.delay + self._lease() if isinstance(decision, Retry) else 0.0
+            self.recorded = yield from self._write("park", ours, lease=lease, not_before=until)
+            self._claimed = isinstance(decision, Retry)
+        return decision
+
+    def _settle_unarmed(self, decision: Decision, until: float) -> Generator[Command, Any, Decision]:
+        """The attempt ended before its arm: proven unsent. At most one read, or one write to keep it for later."""
+        if isinstance(decision, Stop):
+            yield from self._give_up()
+            return decision
+        if isinstance(decision, Retry):
+            if not self._checked and not self._claimed:
+                self._checked = True
+                record, now = yield from self._read()
+                if record is not None and record.phase in (Phase.DONE, Phase.HELD) and not self._may_rearm(record, now):
+                    self._refuse(record, now)
+            return decision
+        if self._claimed:
+            ours = (self.digest, self._owner, self._fence)
+            self.recorded = yield from self._write("park", ours, lease=0.0, not_before=until)
+            return decision
+        take = Take(
+            key=self.digest,
+            owner=self._owner,
+            token=os.urandom(8),
+            fingerprint=self.fingerprint,
+            lease=-1.0,  # nobody's: whoever comes when it is due may have it
+            generation=self.generation,
+            attempts=self._unrecorded,
+            not_before=until,
+            label=self.key.label if self.key is not None else "",
+            provider=self._provider_name(),
+        )
+        self._unrecorded = 0
+        self.recorded = yield from self._write("claim", (take,))
+        return decision
+
+    def _read(self) -> Generator[Command, Any, tuple[Record | None, float]]:
+        try:
+            answer: tuple[Record | None, float] = yield Perform("read", (self.digest,), {})
+        except LedgerUnavailable:
+            self._tell(LedgerDown, operation="read")
+            return None, 0.0  # nothing was sent, and nothing will be before an arm
+        return answer
+
+    def _may_rearm(self, record: Record, now: float) -> bool:
+        window = self._window()
+        return (
+            record.phase is Phase.HELD
+            and window is not None
+            and record.first_armed is not None
+            and now < record.first_armed + window
+            and record.fingerprint == self.fingerprint
+        )
+
+    def _write(self, operation: str, args: tuple[Any, ...], **options: Any) -> Generator[Command, Any, bool]:
+        command = Perform(operation, args, options)
+        try:
+            yield command
+        except LedgerUnavailable:
+            self._tell(LedgerDown, operation=operation)
+            if operation in ("park", "unknown"):
+                self._pending = command
+            return False
+        return True
+
+    def _give_up(self) -> Generator[Command, Any, None]:
+        """Let go of a key that is ours and of which nothing is unknown."""
+        if self._armed or self._claimed:
+            self._armed = self._claimed = False
+            self.recorded = yield from self._write("reject", (self.digest, self._owner, self._fence))
+
+    def abandon(self) -> Perform | None:
+        """For a driver that is torn out of the loop between attempts: what is left to do, if anything."""
+        if self.guarded and self._claimed:
+            self._claimed = False
+            return Perform("reject", (self.digest, self._owner, self._fence), {})
+        return None
+
+    def _summary(self, outcome: Outcome) -> dict[str, Any]:
+        if not isinstance(outcome, Answered):
+            return {}
+        if self.provider is not None:
+            return self.provider.summary(outcome.status, outcome.body)
+        return {"status": outcome.status}
+
+    def _provider_name(self) -> str:
+        return self.provider.name if self.provider is not None else ""
+
+    # -- the report --------------------------------------------------------------------------------------------------
+
+    def _note(self, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float) -> None:
+        answered = isinstance(outcome, Answered)
+        error = outcome.body_error if isinstance(outcome, Answered) else outcome.error
+        record = AttemptReport(
+            number=self.attempts,
+            status=outcome.status if isinstance(outcome, Answered) else None,
+            error=None if error is None else type(error).__name__,
+            stage=None if answered else outcome.stage,  # type: ignore[union-attr]  # narrowed by `answered`
+            effect=effect,
+            reason=decision.reason,
+            wait=decision.delay if isinstance(decision, Retry) else 0.0,
+            elapsed=elapsed,
+            reused=outcome.reused,
+        )
+        self._records.append(record)
+        if self.engine.listeners:
+            self._tell(
+                AttemptEnded,
+                number=self.attempts,
+                elapsed=elapsed,
+                effect=effect,
+                status=record.status,
+                error=record.error,
+                stage=record.stage,
+            )
+            self._tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+
+    def _ended(self, decision: Decision) -> Decision:
+        self._reason = decision.reason
+        if isinstance(decision, Defer):
+            self.retry_at = decision.until
+            self._tell(Deferred, until=decision.until, reason=decision.reason)
+        if self.engine.listeners:
+            self._tell(Done, attempts=self.attempts, effect=self._active_effect, reason=decision.reason)
+        return decision
+
+    def refused(self, error: CallRefused) -> None:
+        """The guard stopped the run: note it for the report."""
+        if self._reason is Reason.SUCCESS:
+            self._reason = Reason.GUARDED
+        self.retry_at = error.retry_at
+        error.report = self.report()
+
+    def report(self) -> Report:
+        """What became of the call so far."""
+        return Report(
+            attempts=tuple(self._records),
+            total_attempts=self.attempts,
+            effect=self._active_effect,
+            reason=self._reason,
+            retry_at=self.retry_at,
+            held=self.held,
+            replayed=self.replayed,
+            recorded=self.recorded,
+            key_digest=self.digest.hex() if self.digest else None,
+            policy=self.policy.name,
+            provider=self._provider_name() or None,
+        )
+
+    def already_done(self, record: Record) -> AlreadyDone:
+        """For a transport that can't make a response from what the ledger kept."""
+        result = dict(record.result) if record.result is not None else {}
+        return AlreadyDone(
+            "this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex()
+        )
+
+    def _tell(self, kind: type[Event], **facts: Any) -> None:
+        listeners = self.engine.listeners
+        if not listeners and kind in _SILENT:
+            return
+        publish(
+            kind(
+                call=format(id(self), "x"),
+                policy=self.policy.name,
+                provider=self._provider_name() or None,
+                host=self.host,
+                method=self.method,
+                label=self.key.label if self.key is not None else "",
+                **facts,
+            ),
+            listeners,
+        )
+
+
+_APPLIED = Meaning(effect=Effect.APPLIED, retry=False)
+_SILENT = frozenset({CallStarted, AttemptStarted, AttemptEnded, Decided, Done})
+"""Events that only listeners care about; the log has no line for them."""
+
+
+def _action(decision: Decision) -> str:
+    return type(decision).__name__.lower()

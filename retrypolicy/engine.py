@@ -1,0 +1,612 @@
+"""Engine: applies a policy to calls. Holds what calls share: ledger, provider, clock, random source, listeners."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import random as _random
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+from attrs import evolve
+
+from retrypolicy.call import ATTEMPT, Call, Command, Perform, Replay, Wait
+from retrypolicy.clock import Clock, SystemClock
+from retrypolicy.decision import Decision, Retry, Stop
+from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailable, PolicyError, UnprotectedKey
+from retrypolicy.events import Listener
+from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
+from retrypolicy.guard.ledger import Ledger
+from retrypolicy.guard.operation import current_operation
+from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, Report
+from retrypolicy.policy import RetryPolicy
+from retrypolicy.providers import Provider
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LEDGER_VARIABLE = "RETRYPOLICY_LEDGER"
+MODE_VARIABLE = "RETRYPOLICY_MODE"
+MODES = ("enforce", "observe", "off")
+
+
+def mode() -> str:
+    """What `RETRYPOLICY_MODE` says: enforce (the default), observe, or off. Raises `ConfigurationError` otherwise."""
+    value = os.environ.get(MODE_VARIABLE, "").strip().lower() or "enforce"
+    if value not in MODES:
+        raise ConfigurationError(f"{MODE_VARIABLE}: {value!r} is not allowed; must be one of {', '.join(MODES)}")
+    return value
+
+
+class Engine:
+    """Applies a policy to calls: retries, waits, guards.
+
+    policy: a `RetryPolicy`; the default retries whatever is safe.
+    ledger: a ledger or its URL; None: what `RETRYPOLICY_LEDGER` says, else none (evidence, but no memory).
+    provider: the name of a profile, or a `Provider`; it counts only for its own hosts, and for `hosts`.
+    secret: keys the ledger's digests; None: what `RETRYPOLICY_SECRET` says.
+    clock, random: where time and chance come from; for tests.
+    listeners: told of everything that happens.
+
+    Thread-safe. Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
+    """
+
+    longest_attempt = 300.0
+    """Seconds that an attempt is believed to take at most where no time limit is set: for the lease."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        ledger: Ledger | str | None = None,
+        provider: Provider | str | None = None,
+        hosts: Sequence[str] = (),
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        clock: Clock | None = None,
+        random: Callable[[], float] | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        policy = RetryPolicy() if policy is None else policy
+        if not isinstance(policy, RetryPolicy):
+            raise PolicyError.of("policy", policy, "a RetryPolicy")
+        self.policy = policy
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self.random: Callable[[], float] = _random.random if random is None else random
+        self.listeners = tuple(listeners)
+        for listener in self.listeners:
+            if not callable(getattr(listener, "on_event", None)):
+                raise ConfigurationError(f"listeners: {listener!r} is not allowed; must have a method on_event(event)")
+        self.mode = mode()
+        self.provider = _provider(provider, hosts)
+        self.ledger = _ledger(ledger)
+        self._secret_given = secret
+        self._wake = threading.Event()
+        self._calls = 0
+        self._calls_changed = threading.Condition()
+        self._effective: dict[tuple[int, int], tuple[RetryPolicy, RetryPolicy]] = {}
+        self._warned = False
+
+    @functools.cached_property
+    def secret(self) -> Secret:
+        """What the ledger's digests are keyed with. Says once if it is missing where it matters."""
+        secret = Secret.of(self._secret_given)
+        if self.ledger is not None and getattr(self.ledger, "durable", True):
+            secret.warn_if_missing()
+        return secret
+
+    # -- making calls ------------------------------------------------------------------------------------------------
+
+    def provider_for(self, host: str) -> Provider | None:
+        """The profile, if it speaks of this host."""
+        provider = self.provider
+        return provider if provider is not None and provider.covers(host) else None
+
+    def begin(
+        self,
+        method: str,
+        url: str,
+        *,
+        header_key: str | None = None,
+        content: Callable[[Provider | None], bytes] = lambda provider: b"",
+        hooked: bool = False,
+    ) -> Call:
+        """A call for one request. Reads the enclosing `operation`. Nothing is sent or written yet.
+
+        Raises `ConfigurationError` where the policy demands a key that is missing or protects nothing, and
+        `KeyReused` for a second request under one operation's key.
+        """
+        operation = current_operation()
+        policy = self.policy if operation is None or operation.policy is None else operation.policy
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        provider = self.provider_for(host)
+        key: Key | None = None
+        digest = mark = b""
+        honoured = False
+        if method not in _NEVER_KEYED:
+            if header_key is not None or operation is not None:
+                what = content(provider)
+                key = self._key(header_key, what)
+                if key is not None:
+                    honoured = provider is not None and provider.honours(method, host, parts.path)
+                    if self.ledger is not None:
+                        digest, mark = self._digests(key, what)
+                    elif not honoured:
+                        self._unprotected(policy, provider, host)
+            if key is None and policy.guard.unkeyed == "refuse" and method not in policy.idempotent_methods:
+                raise ConfigurationError(
+                    f"Guard.unkeyed is 'refuse', and this {method} has no key; nothing was sent. Put it inside "
+                    "operation(key=...); threads of a pool do not inherit one"
+                )
+        return Call(
+            self,
+            self._with_rules(policy, provider),
+            method=method,
+            host=host,
+            key=key,
+            digest=digest,
+            fingerprint=mark,
+            provider=provider,
+            honoured=honoured,
+            hooked=hooked,
+            not_after=None if operation is None else operation.not_after,
+        )
+
+    def follow(self, before: Call, method: str, url: str, *, same_origin: bool, hooked: bool = False) -> Call:
+        """The call for a hop (a redirect, an auth handler's second try) that belongs to an earlier one.
+
+        It has the same end. It has the same key only for the same method at the same origin.
+        """
+        host = urlsplit(url).hostname or ""
+        keyed = same_origin and method == before.method
+        call = Call(
+            self,
+            before.policy if same_origin else self.policy,
+            method=method,
+            host=host,
+            key=before.key if keyed else None,
+            digest=before.digest if keyed else b"",
+            fingerprint=before.fingerprint if keyed else b"",
+            provider=before.provider if same_origin else self.provider_for(host),
+            honoured=before.honoured if keyed else False,
+            hooked=hooked,
+            not_after=before.not_after,
+        )
+        call.generation = before.generation
+        call.follows(before)
+        return call
+
+    def _key(self, header_key: str | None, content: bytes) -> Key | None:
+        operation = current_operation()
+        bound = None if operation is None else operation.key_for(content)
+        if header_key is None:
+            return bound
+        if operation is not None and operation.key is not None and operation.key != header_key:
+            raise ConfigurationError(
+                "the request's own Idempotency-Key header and the operation's key differ; nothing was sent"
+            )
+        return Key(value=check_key(header_key), label="" if operation is None else operation.label)
+
+    def _digests(self, key: Key, content: bytes) -> tuple[bytes, bytes]:
+        secret = self.secret
+        digest = key_digest(secret, key.value)
+        assert self.ledger is not None
+        for index, old in enumerate(secret.old_digests(b"key", key.value.encode()), start=1):
+            # A record from before a rotation of the secret goes on under its old name.
+            if self.ledger.read(old)[0] is not None:
+                return old, fingerprint(Secret(secret.values[index:]), content)
+        return digest, fingerprint(secret, content)
+
+    def _unprotected(self, policy: RetryPolicy, provider: Provider | None, host: str) -> None:
+        text = (
+            f"a key was given for a request to {host}, but nothing uses it: there is no ledger, and "
+            + (f"{provider.name} does not honour keys there" if provider else "no provider profile covers this host")
+        )
+        if policy.guard.unkeyed == "refuse":
+            raise ConfigurationError(text + "; nothing was sent")
+        if not self._warned:
+            self._warned = True
+            import warnings
+
+            warnings.warn(text, UnprotectedKey, stacklevel=5)
+
+    def _with_rules(self, policy: RetryPolicy, provider: Provider | None) -> RetryPolicy:
+        """The policy's own rules, then the provider's. Cached by identity: both are immutable."""
+        if provider is None or not provider.rules:
+            return policy
+        known = self._effective.get((id(policy), id(provider)))
+        if known is None or known[0] is not policy:
+            known = (policy, evolve(policy, rules=policy.rules + provider.rules))
+            self._effective[id(policy), id(provider)] = known
+        return known[1]
+
+    # -- budget and breaker --------------------------------------------------------------------------------------------
+
+    def breaker_wait(self, call: Call) -> float | None:
+        """Seconds until the breaker lets a call to this host through again; None: now."""
+        assert call.policy.breaker is not None
+        return call.policy.breaker.state(call.host, self.clock).before()
+
+    def account(self, call: Call, outcome: Outcome, effect: Effect, decision: Decision) -> Decision:
+        """Tell budget and breaker what an attempt produced; a retry that the budget refuses becomes a Stop."""
+        policy = call.policy
+        healthy = _healthy(outcome)
+        if policy.breaker is not None:
+            policy.breaker.state(call.host, self.clock).record(healthy)
+        if policy.budget is None:
+            return decision
+        state = policy.budget.state(call.host, self.clock)
+        kind = _kind(outcome)
+        if call.is_first_attempt:
+            state.on_call()
+        if isinstance(decision, Stop) and decision.reason is Reason.SUCCESS:
+            state.on_success(call.last_kind)
+            return decision
+        if not isinstance(decision, Stop) or decision.reason in _RETRIED_OTHERWISE:
+            state.on_failure(kind)
+        if isinstance(decision, Retry):
+            if not state.permit(kind):
+                return Stop(reason=Reason.BUDGET_EXHAUSTED)
+            call.last_kind = kind
+        return decision
+
+    # -- running calls -------------------------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """`stop` was called: nobody waits any more."""
+        return self._wake.is_set()
+
+    def stop(self, grace: float = 0.0) -> bool:
+        """Wake every sleeper, and let no call wait again; wait up to `grace` seconds for running calls to end.
+
+        The calls end with their last response or error, reason STOPPED. True if none is running any more.
+        """
+        self._wake.set()
+        with self._calls_changed:
+            return self._calls_changed.wait_for(lambda: self._calls == 0, timeout=grace)
+
+    def drive(self, call: Call, attempt: Callable[[Call], Outcome]) -> Decision:
+        """Run a call to its end: `attempt` is asked for an outcome as often as needed. Raises the guard's refusals."""
+        steps = call.steps()
+        with self._calls_changed:
+            self._calls += 1
+        try:
+            command = next(steps)
+            while True:
+                if command is ATTEMPT:
+                    command = steps.send(attempt(call))
+                else:
+                    command = self._obey(steps, command)
+        except StopIteration as end:
+            decision: Decision = end.value
+            return decision
+        except BaseException:
+            self._clean_up(call)
+            raise
+        finally:
+            with self._calls_changed:
+                self._calls -= 1
+                if not self._calls:
+                    self._calls_changed.notify_all()
+
+    def _obey(self, steps: Any, command: Command) -> Command:
+        if isinstance(command, Wait):
+            woken = self.clock.sleep(command.seconds, self._wake)
+            result: Command = steps.send(woken)
+            return result
+        assert isinstance(command, Perform)
+        try:
+            answer = self.perform(command)
+        except LedgerUnavailable as error:
+            result = steps.throw(error)
+            return result
+        result = steps.send(answer)
+        return result
+
+    def perform(self, command: Perform) -> Any:
+        """One operation of the ledger."""
+        return getattr(self.ledger, command.operation)(*command.args, **command.options)
+
+    def arm(self, call: Call) -> None:
+        """For a transport's hook between "connected" and the first byte. Raises the guard's refusals."""
+        steps = call.arm()
+        try:
+            command = next(steps)
+            while True:
+                command = self._obey(steps, command)
+        except StopIteration:
+            return
+
+    def _clean_up(self, call: Call) -> None:
+        left = call.abandon()
+        if left is not None:
+            try:
+                self.perform(left)
+            except LedgerUnavailable:
+                pass  # the lease runs out by itself
+
+    async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
+        """As `drive`, without blocking the event loop (asyncio or trio)."""
+        steps = call.steps()
+        try:
+            command = next(steps)
+            while True:
+                if command is ATTEMPT:
+                    command = steps.send(await attempt(call))
+                elif isinstance(command, Wait):
+                    await self.clock.sleep_async(command.seconds)
+                    command = steps.send(self.stopping)
+                else:
+                    assert isinstance(command, Perform)
+                    try:
+                        answer = await self._perform_async(command)
+                    except LedgerUnavailable as error:
+                        command = steps.throw(error)
+                    else:
+                        command = steps.send(answer)
+        except StopIteration as end:
+            decision: Decision = end.value
+            return decision
+        except BaseException:
+            left = call.abandon()
+            if left is not None:
+                try:
+                    await self._perform_async(left)
+                except LedgerUnavailable:
+                    pass
+            raise
+
+    async def _perform_async(self, command: Perform) -> Any:
+        method = getattr(self.ledger, command.operation)
+        if inspect.iscoroutinefunction(method):
+            return await method(*command.args, **command.options)
+        return await _in_thread(functools.partial(method, *command.args, **command.options))
+
+    def record_later(self, digest: bytes, result: dict[str, Any], provider: str) -> None:
+        """Good news that the ledger could not take: written again in the background."""
+        from retrypolicy.guard import recorder
+
+        if self.ledger is not None:
+            recorder.recorder.later(self.ledger, digest, result, provider)
+
+    # -- any callable --------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        fn: Callable[..., T],
+        *args: Any,
+        on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        idempotent: bool = False,
+        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+    ) -> T:
+        """Call `fn(*args)` under the policy, and return its result or raise its last error.
+
+        on: which errors are worth another attempt. That alone proves nothing about effect: the call is repeated
+            only if `idempotent`, or under a key (`operation`), or where `classify` says that nothing was applied.
+        classify: given the error or the result, says what it means: an `Effect`, an `Outcome`, or None (as usual).
+
+        The guard is armed before each call of `fn`, since nobody can look inside. Raises what `fn` raised last, or a
+        `CallRefused` of our own; `retrypolicy.report(error)` tells what happened.
+        """
+        work = _Work(self, fn, args, on, idempotent, classify)
+        try:
+            decision = self.drive(work.call, work.attempt)
+        except Replay as done:
+            raise work.call.already_done(done.record) from None
+        except CallRefused as refusal:
+            work.call.refused(refusal)
+            raise
+        return work.finish(decision)  # type: ignore[no-any-return]  # what fn returned
+
+    async def run_async(
+        self,
+        fn: Callable[..., Awaitable[T]],
+        *args: Any,
+        on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        idempotent: bool = False,
+        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+    ) -> T:
+        """`run` for a coroutine function, under asyncio or trio."""
+        work = _Work(self, fn, args, on, idempotent, classify)
+        try:
+            decision = await self.drive_async(work.call, work.attempt_async)
+        except Replay as done:
+            raise work.call.already_done(done.record) from None
+        except CallRefused as refusal:
+            work.call.refused(refusal)
+            raise
+        return work.finish(decision)  # type: ignore[no-any-return]  # what fn returned
+
+    def retry(
+        self,
+        *,
+        on: type[Exception] | tuple[type[Exception], ...],
+        idempotent: bool = False,
+        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+        """`run` (or `run_async`, for a coroutine function) as a decorator. `on` must be said."""
+
+        def decorate(fn: Callable[P, T]) -> Callable[P, T]:
+            options: dict[str, Any] = {"on": on, "idempotent": idempotent, "classify": classify}
+            if inspect.iscoroutinefunction(fn):
+
+                @functools.wraps(fn)
+                async def again_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                    return await self.run_async(functools.partial(fn, *args, **kwargs), **options)
+
+                return again_async  # type: ignore[return-value]  # the same coroutine function, to its callers
+
+            @functools.wraps(fn)
+            def again(*args: P.args, **kwargs: P.kwargs) -> T:
+                return self.run(functools.partial(fn, *args, **kwargs), **options)
+
+            return again
+
+        return decorate
+
+
+class _Work:
+    """One call of `Engine.run`: a callable that nobody can look into."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        on: type[Exception] | tuple[type[Exception], ...],
+        idempotent: bool,
+        classify: Callable[[Any], Outcome | Effect | None] | None,
+    ) -> None:
+        self.fn, self.args, self.on, self.classify = fn, args, on, classify
+        name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
+        self.call = engine.begin("PUT" if idempotent else "CALL", "", content=lambda provider: name.encode())
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def attempt(self, call: Call) -> Outcome:
+        try:
+            return self._returned(self.fn(*self.args))
+        except BaseException as error:
+            return self._raised(error)
+
+    async def attempt_async(self, call: Call) -> Outcome:
+        try:
+            return self._returned(await self.fn(*self.args))
+        except BaseException as error:
+            return self._raised(error)
+
+    def _returned(self, result: Any) -> Outcome:
+        self.result, self.error = result, None
+        said = self.classify(result) if self.classify is not None else None
+        return _outcome(said, Answered(status=200), None)
+
+    def _raised(self, error: BaseException) -> Outcome:
+        self.error = error
+        said = self.classify(error) if self.classify is not None and isinstance(error, Exception) else None
+        listed = isinstance(error, self.on)
+        return _outcome(said, Failed(error=error, retry_limit=None if listed else 0), error)
+
+    def finish(self, decision: Decision) -> Any:
+        report = self.call.report()
+        if self.error is not None:
+            attach(self.error, report)
+            raise self.error
+        return self.result
+
+
+def _outcome(said: Outcome | Effect | None, usual: Outcome, error: BaseException | None) -> Outcome:
+    """What `classify` said, as an outcome that the standard table reads the same way."""
+    if said is None:
+        return usual
+    if not isinstance(said, Effect):
+        return said
+    status = {Effect.APPLIED: 200, Effect.NOT_APPLIED: 429, Effect.UNKNOWN: 500}[said]
+    return Answered(status=status)
+
+
+_NEVER_KEYED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
+_RETRIED_OTHERWISE = frozenset({Reason.ATTEMPTS_EXHAUSTED, Reason.BUDGET_EXHAUSTED, Reason.SERVER_SAID_NO})
+
+
+def _healthy(outcome: Outcome) -> bool | None:
+    """What an outcome says of the server's health; None: nothing (it refused us, or we were at fault)."""
+    if isinstance(outcome, Answered):
+        if outcome.status >= 500:
+            return False
+        return None if outcome.status == 429 else True
+    if not isinstance(outcome.error, Exception) or outcome.retry_limit == 0:
+        return None
+    return False
+
+
+def _kind(outcome: Outcome) -> Any:
+    if isinstance(outcome, Answered):
+        return "throttled" if outcome.status == 429 else "transient"
+    return "timeout" if "timeout" in type(outcome.error).__name__.lower() else "transient"
+
+
+def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | None:
+    if given is None:
+        if hosts:
+            raise ConfigurationError("hosts: not allowed without a provider whose hosts they extend")
+        return None
+    from retrypolicy.providers import load
+
+    provider = load(given)
+    return evolve(provider, hosts=tuple(provider.hosts) + tuple(hosts)) if hosts else provider
+
+
+def _ledger(given: Ledger | str | None) -> Ledger | None:
+    if given is None:
+        given = os.environ.get(LEDGER_VARIABLE, "").strip() or None
+        if given is None:
+            return None
+    from retrypolicy.guard import open_ledger
+
+    return open_ledger(given)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    import sys
+
+    if "trio" in sys.modules:
+        import anyio.to_thread
+
+        return await anyio.to_thread.run_sync(work)
+    import asyncio
+
+    return await asyncio.to_thread(work)
+
+
+# -- reports ----------------------------------------------------------------------------------------------------------
+
+_ATTRIBUTE = "_retrypolicy_report"
+
+
+def attach_call(response: object, call: Call) -> None:
+    """Put the call on a response: its report is made when somebody asks."""
+    setattr(response, _ATTRIBUTE, call)
+
+
+def attach(target: object, report: Report) -> None:
+    """Put a report on a response or an exception; an exception gets a line about it, too."""
+    try:
+        setattr(target, _ATTRIBUTE, report)
+    except AttributeError:
+        return  # an object with slots: its report is lost, its meaning is not
+    if isinstance(target, BaseException):
+        notes = [n for n in getattr(target, "__notes__", []) if not n.startswith("retrypolicy: ")]
+        target.__notes__ = [*notes, "retrypolicy: " + summary(report)]
+
+
+def summary(report: Report) -> str:
+    """One line for people."""
+    text = f"{report.total_attempts} attempt(s), effect {report.effect.value}, stopped: {report.reason.value}"
+    if report.held:
+        text += f"; key {report.key_digest or ''}"[:20] + " is held"
+    if report.retry_at is not None:
+        text += f"; retry at {report.retry_at:.0f}"
+    return text
+
+
+def report(of: object) -> Report | None:
+    """The report on the call that produced this response or exception; None if no engine had a part in it.
+
+    Looks through the causes of an exception, so that errors which other libraries make of ours are answered, too.
+    """
+    seen: set[int] = set()
+    while of is not None and id(of) not in seen:
+        seen.add(id(of))
+        found = getattr(of, _ATTRIBUTE, None)
+        if isinstance(found, Call):
+            return found.report()
+        if found is None and isinstance(of, BaseException):
+            found = getattr(of, "report", None)
+        if isinstance(found, Report):
+            return found
+        of = (of.__cause__ or of.__context__) if isinstance(of, BaseException) else None
+    return None

@@ -1,0 +1,190 @@
+"""RetryAdapter: an HTTPAdapter that retries what is safe, and keeps duplicates from going out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import requests
+from requests.adapters import DEFAULT_POOLBLOCK, DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
+from urllib3.util import Retry as Urllib3Retry
+
+from retrypolicy.clock import Clock
+from retrypolicy.engine import Engine
+from retrypolicy.errors import ConfigurationError
+from retrypolicy.events import Listener
+from retrypolicy.guard.ledger import Ledger
+from retrypolicy.policy import RetryPolicy
+from retrypolicy.providers import Provider
+from retrypolicy.requests.run import Run, current_run
+from retrypolicy.urllib3.convert import from_urllib3
+from retrypolicy.urllib3.wire import track
+
+MAX_IDLE = 4.0
+"""Seconds after which a pooled connection is not used again: below the keep-alive of common servers (5 s at
+Node.js, Apache httpd and uvicorn), so that a request does not meet a server that is just closing."""
+
+
+class RetryAdapter(HTTPAdapter):
+    """An `HTTPAdapter` that applies a `RetryPolicy`. `RetryAdapter()` is safe for every method, POST included.
+
+    policy: a `RetryPolicy`; None: the default one.
+    ledger: a ledger or its URL: remembers sends over crashes. None: `RETRYPOLICY_LEDGER`, else none.
+    provider: the name of a profile, or a `Provider`: where the key goes, what the API's answers mean. It counts only
+        for the profile's own hosts; `hosts` adds others.
+    secret: keys the ledger's digests; None: `RETRYPOLICY_SECRET`.
+    transport: another adapter to send through (a companion's). Its wire may not be watched; then what can't be
+        seen counts as unknown, and the guard is armed before the call.
+    max_idle: seconds after which a pooled connection is not reused. None: no limit.
+    max_retries: a number or a urllib3 `Retry`, as `HTTPAdapter` takes it: turned into a policy (`from_urllib3`).
+    pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
+    clock, random, listeners: as for `Engine`.
+
+    Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
+    """
+
+    __attrs__ = [*HTTPAdapter.__attrs__, "_settings"]
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        ledger: Ledger | str | None = None,
+        provider: Provider | str | None = None,
+        hosts: Sequence[str] = (),
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        transport: BaseAdapter | None = None,
+        max_idle: float | None = MAX_IDLE,
+        max_retries: int | Urllib3Retry | None = None,
+        pool_connections: int = DEFAULT_POOLSIZE,
+        pool_maxsize: int = DEFAULT_POOLSIZE,
+        pool_block: bool = DEFAULT_POOLBLOCK,
+        clock: Clock | None = None,
+        random: Callable[[], float] | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        if max_retries is not None:
+            if policy is not None:
+                raise ConfigurationError("max_retries: not allowed beside a policy, which says how often to try")
+            policy = from_urllib3(max_retries)
+        if transport is not None and not isinstance(transport, BaseAdapter):
+            raise ConfigurationError(f"transport: {transport!r} is not allowed; must be a requests adapter")
+        self._settings: dict[str, Any] = {
+            "policy": policy,
+            "ledger": ledger,
+            "provider": provider,
+            "hosts": tuple(hosts),
+            "secret": secret,
+            "clock": clock,
+            "random": random,
+            "listeners": tuple(listeners),
+        }
+        self._transport = transport
+        self.max_idle = max_idle
+        self._engine = Engine(**self._settings)
+        super().__init__(pool_connections, pool_maxsize, 0, pool_block)
+
+    # -- urllib3's own retries are never stacked on ours -----------------------------------------------------------------
+
+    @property
+    def max_retries(self) -> Urllib3Retry:  # type: ignore[override]  # a plain attribute in HTTPAdapter
+        """Always none: urllib3 must make one attempt. What is assigned here becomes the policy."""
+        return _ONE_ATTEMPT
+
+    @max_retries.setter
+    def max_retries(self, value: int | Urllib3Retry) -> None:
+        if isinstance(value, Urllib3Retry) and (value is _ONE_ATTEMPT or not value.total and value.read is False):
+            return  # what HTTPAdapter's constructor sets by itself
+        self._settings["policy"] = from_urllib3(value)
+        self._engine = Engine(**self._settings)
+
+    # -- sending ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind this adapter: its policy, its ledger, and `stop()`."""
+        return self._engine
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The policy of this adapter; an enclosing `operation` may bring another."""
+        return self._engine.policy
+
+    @property
+    def hooked(self) -> bool:
+        """Does the guard get called between "connected" and the first byte? Not inside a foreign transport."""
+        return self._transport is None
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request, as often as the policy allows and the evidence makes safe.
+
+        Returns the last response, or raises the last error, with a report on it. Raises the guard's refusals
+        (`SendHeld`, `SendInProgress`, ...) as errors of requests, before a byte is sent.
+        """
+        options = {"timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        if self._engine.mode == "off":
+            return self.transmit(request, stream=stream, **options)
+        return Run(self, request, stream, options).to_the_end()
+
+    def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """One attempt, through whatever sends."""
+        if self._transport is None:
+            return super().send(request, **options)
+        return self._transport.send(request, **options)
+
+    def get_connection_with_tls_context(
+        self,
+        request: requests.PreparedRequest,
+        verify: Any,
+        proxies: Any = None,
+        cert: Any = None,
+    ) -> Any:
+        pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        run = current_run()
+        if run is not None:
+            run.on_pool(track(pool))
+        return pool
+
+    def close(self) -> None:
+        """Close pooled connections. The ledger stays open: other adapters may share it."""
+        super().close()
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- pickling: sessions pickle their adapters -------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._settings["secret"] is not None:
+            raise TypeError("an adapter made with secret= can't be pickled: set RETRYPOLICY_SECRET instead")
+        state = {name: getattr(self, name, None) for name in self.__attrs__ if name != "max_retries"}
+        return {**state, "_transport": self._transport, "max_idle": self.max_idle}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._settings = state["_settings"]
+        self._transport, self.max_idle = state["_transport"], state["max_idle"]
+        self._engine = Engine(**self._settings)
+        super().__setstate__(state)  # type: ignore[misc]  # not in the stubs
+
+
+_ONE_ATTEMPT = Urllib3Retry(0, read=False)
+
+
+def mount(session: requests.Session, policy: RetryPolicy | None = None, **options: Any) -> RetryAdapter:
+    """Mount one `RetryAdapter` on a session, for both schemes; returns it. `options` are the adapter's.
+
+    Raises what `RetryAdapter` raises, and `ConfigurationError` where there is no session to mount it on.
+    """
+    if not callable(getattr(session, "mount", None)):
+        raise ConfigurationError(f"session: {session!r} is not allowed; must be a requests.Session")
+    adapter = RetryAdapter(policy, **options)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return adapter
