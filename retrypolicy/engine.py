@@ -605,7 +605,9 @@ def report(of: object) -> Report | None:
         if isinstance(found, Call):
             return found.report()
         if found is None and isinstance(of, BaseException):
-            found = getattr(of, "report", None)
+            found = getattr(of, "report", None) or getattr(getattr(of, "response", None), _ATTRIBUTE, None)
+            if isinstance(found, Call):
+                return found.report()
         if isinstance(found, Report):
             return found
         of = (of.__cause__ or of.__context__) if isinstance(of, BaseException) else None
