@@ -4,87 +4,86 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from retrypolicy.clock import SystemClock
 from retrypolicy.errors import LedgerUnavailable
 
-C = TypeVar("C")
-T = TypeVar("T")
+W = TypeVar("W")
 
 _MOST = 64  # works in one transaction: a commit costs much more than a work, and nobody should wait for a crowd
 
 
-class _Job(Generic[C]):
-    __slots__ = ("answer", "error", "finished", "synced", "withdrawn", "work")
+class _Job(Generic[W]):
+    __slots__ = ("answer", "error", "finished", "withdrawn", "work")
 
-    def __init__(self, work: Callable[[C], Any], synced: bool) -> None:
+    def __init__(self, work: W) -> None:
         self.work = work
-        self.synced = synced
         self.answer: Any = None
         self.error: BaseException | None = None
         self.finished = False
         self.withdrawn = False
 
 
-class Group(Generic[C]):
-    """Runs works one after the other, those that wait at the same time together.
+class Group(Generic[W]):
+    """Has works done one after the other, those that wait at the same time together.
 
-    `serve(works, synced, deadline)` does all of them in one transaction, or none; it returns their answers.
-    `patience` is how many seconds a work may wait. Served first come, first served: nobody starves.
+    `serve(works, deadline)` does all of them in one transaction, or none, and returns their answers.
+    `patience` is how many seconds a work may wait. First come, first served: nobody starves.
     """
 
-    def __init__(self, serve: Callable[[list[Callable[[C], Any]], bool, float], list[Any]], patience: float) -> None:
+    def __init__(self, serve: Callable[[Sequence[W], float], Sequence[Any]], patience: float) -> None:
         self._serve = serve
         self._patience = patience
-        self._clock = SystemClock()
-        self._queue: deque[_Job[C]] = deque()
+        self._monotonic = SystemClock().monotonic
+        self._queue: deque[_Job[W]] = deque()
         # Reentrant only because its release() tells whether we own it: a signal (a soft time limit) may raise between
         # the acquiring and the line after it.
         self._turn = threading.RLock()
-        self._busy = False
+        self._busy: object = None
 
-    def run(self, work: Callable[[C], T], *, synced: bool = False) -> T:
+    def run(self, work: W) -> Any:
         """Raises `TimeoutError` if it got no turn, and whatever the work or its commit raised."""
-        job = _Job(work, synced)
+        job = _Job(work)
         self._queue.append(job)
-        deadline = self._clock.monotonic() + self._patience
+        deadline = self._monotonic() + self._patience
         try:
-            with self._my_turn():
-                if not job.finished:
-                    self._serve_all(job, deadline)
+            self._enter(job)
+            if not job.finished:
+                self._serve_all(job, deadline)
         finally:
             job.withdrawn = True
+            self._leave(job)
         if job.error is not None:
             raise job.error
-        answer: T = job.answer
-        return answer
+        return job.answer
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody is served meanwhile. Raises `TimeoutError` if it got no turn."""
-        with self._my_turn():
-            yield
-
-    @contextmanager
-    def _my_turn(self) -> Iterator[None]:
+        me = object()
         try:
-            if not self._turn.acquire(timeout=self._patience):
-                raise TimeoutError(f"no turn within {self._patience} s")
-            if self._busy:  # a signal handler or a finaliser came in while this thread was serving
-                raise TimeoutError("this thread is in the middle of another operation")
-            self._busy = True
-            try:
-                yield
-            finally:
-                self._busy = False
+            self._enter(me)
+            yield
         finally:
-            with suppress(RuntimeError):  # not ours
-                self._turn.release()
+            self._leave(me)
 
-    def _serve_all(self, own: _Job[C], deadline: float) -> None:
+    def _enter(self, me: object) -> None:
+        if not self._turn.acquire(timeout=self._patience):
+            raise TimeoutError(f"no turn within {self._patience} s")
+        if self._busy is not None:  # a signal handler or a finaliser came in while this thread was serving
+            raise TimeoutError("this thread is in the middle of another operation")
+        self._busy = me
+
+    def _leave(self, me: object) -> None:
+        if self._busy is me:
+            self._busy = None
+        with suppress(RuntimeError):  # not ours
+            self._turn.release()
+
+    def _serve_all(self, own: _Job[W], deadline: float) -> None:
         jobs = [own]
         try:
             while self._queue and len(jobs) < _MOST:
@@ -98,9 +97,9 @@ class Group(Generic[C]):
                     job.error = LedgerUnavailable("the thread that wrote for this one was interrupted")
                     job.finished = True
 
-    def _together(self, jobs: list[_Job[C]], deadline: float) -> None:
+    def _together(self, jobs: list[_Job[W]], deadline: float) -> None:
         try:
-            answers = self._serve([job.work for job in jobs], any(job.synced for job in jobs), deadline)
+            answers = self._serve([job.work for job in jobs], deadline)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].error = error

@@ -11,13 +11,13 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from attrs import fields
+from attrs import fields, frozen
 
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
@@ -28,17 +28,30 @@ from retrypolicy.guard.ledger import ARM_TIMEOUT, RETENTION, Filter, Phase, Reco
 
 T = TypeVar("T")
 
+_TROUBLE = (sqlite3.Error, OSError, ConfigurationError)  # TimeoutError is an OSError
+_system = SystemClock()
 _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)
-_SELECT = f"SELECT {_COLUMNS} FROM sends WHERE key = ?"  # noqa: S608 - the names are attributes of Record
-_WRITE = f"REPLACE INTO sends ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608 - as above
-_PAGE = f"SELECT {_COLUMNS} FROM sends WHERE key > ? ORDER BY key LIMIT 500"  # noqa: S608 - as above
-_OPEN_PAGE = f"SELECT {_COLUMNS} FROM sends WHERE phase IN (2, 5) AND key > ? ORDER BY key LIMIT 500"  # noqa: S608
+_VALUES = f"INTO sends ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"
+_SELECT = f"SELECT {_COLUMNS} FROM sends"  # noqa: S608 - the names are attributes of Record
 _COUNT = "SELECT phase, count(*) FROM sends WHERE phase IN (2, 5) OR expires > ? GROUP BY phase"
 _PURGE = "DELETE FROM sends WHERE key IN (SELECT key FROM sends WHERE phase IN (1, 3, 4) AND expires <= ? LIMIT ?)"
-_OPEN = frozenset({Phase.ARMED, Phase.HELD})
+# transitions.done for the usual case: the record is armed or held.
+_DONE = """
+    UPDATE sends SET phase = 3, taint = 0, owner = NULL, token = NULL, lease = 0.0, not_before = 0.0, result = ?,
+    expires = max(expires, ?) WHERE key = ? AND phase IN (2, 5)
+"""
 _values = attrgetter(*_NAMES)
 _PHASE, _TAINT, _RESULT = (_NAMES.index(name) for name in ("phase", "taint", "result"))
+
+
+@frozen
+class _Work:
+    """One operation: what to do inside a transaction, and the same in a single statement, for the usual case."""
+
+    full: Callable[[sqlite3.Connection], Any]
+    quick: Callable[[sqlite3.Connection], Any] | None = None
+    synced: bool = False
 
 
 class SQLiteLedger:
@@ -75,7 +88,7 @@ class SQLiteLedger:
         # Three quarters of the time for other threads and processes of ours, a quarter for strangers in the file.
         self._patience = timeout * 0.75
         self._file = files.LedgerFile(self._path, timeout * 0.25)
-        self._group: Group[sqlite3.Connection] = Group(self._commit, self._patience)
+        self._group: Group[_Work] = Group(self._serve, self._patience)
         self._file.open(self._patience)
         weakref.finalize(self, _close_quietly, self._file)
         _alive.add(self)
@@ -102,8 +115,16 @@ class SQLiteLedger:
         return cls(path, clock=clock, **options)
 
     def arm(self, take: Take) -> Taken | Refused:
+        def quick(connection: sqlite3.Connection) -> Taken | Refused | None:
+            after, answer = transitions.arm(None, take, self._clock.now(), self._retention)
+            assert after is not None
+            return answer if connection.execute(f"INSERT OR IGNORE {_VALUES}", _row(after)).rowcount else None
+
         return self._step(
-            take.key, lambda record, now: transitions.arm(record, take, now, self._retention), synced=True
+            take.key,
+            lambda record, now: transitions.arm(record, take, now, self._retention),
+            quick=quick,
+            synced=self._durability == "power",
         )
 
     def claim(self, take: Take) -> Taken | Refused:
@@ -124,8 +145,14 @@ class SQLiteLedger:
         )
 
     def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+        def quick(connection: sqlite3.Connection) -> bool | None:
+            values = (_json(result), self._clock.now() + self._retention, key)
+            return bool(connection.execute(_DONE, values).rowcount) or None
+
         return self._change(
-            key, lambda record, now: transitions.done(record, key, result, now, self._retention, provider=provider)
+            key,
+            lambda record, now: transitions.done(record, key, result, now, self._retention, provider=provider),
+            quick=quick,
         )
 
     def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
@@ -161,11 +188,11 @@ class SQLiteLedger:
     def records(self, where: Filter = Filter()) -> Iterator[Record]:  # noqa: B008 - an immutable value
         # In pages, by a connection of its own: a reader that stays would let the log grow, one that shares would hold
         # up the senders.
-        page = _OPEN_PAGE if where.phases and where.phases <= _OPEN else _PAGE
+        held = "phase = 5 AND" if where.phases == {Phase.HELD} else ""
         last = b""
         while True:
             with self._reader() as connection:
-                rows = connection.execute(page, (last,)).fetchall()
+                rows = connection.execute(f"{_SELECT} WHERE {held} key > ? ORDER BY key LIMIT 500", (last,)).fetchall()
             now = self._clock.now()
             found = [_record(row) for row in rows]
             yield from (record for record in found if transitions.matches(record, where, now))
@@ -179,8 +206,8 @@ class SQLiteLedger:
         return {Phase(phase): count for phase, count in rows}
 
     def purge(self, limit: int = 500) -> int:
-        with self._reported():
-            return self._group.run(lambda connection: connection.execute(_PURGE, (self._clock.now(), limit)).rowcount)
+        count: int = self._run(_Work(lambda c: c.execute(_PURGE, (self._clock.now(), limit)).rowcount))
+        return count
 
     def problems(self) -> list[str]:
         if self._durability == "power" and files.is_volatile(self._path):
@@ -191,31 +218,52 @@ class SQLiteLedger:
         with self._reported(), self._group.alone():
             self._file.close(self._patience)
 
-    def _change(self, key: bytes, step: Callable[[Record | None, float], Record | None]) -> bool:
+    def _change(
+        self,
+        key: bytes,
+        step: Callable[[Record | None, float], Record | None],
+        *,
+        quick: Callable[[sqlite3.Connection], bool | None] | None = None,
+    ) -> bool:
         def answered(record: Record | None, now: float) -> tuple[Record | None, bool]:
             after = step(record, now)
             return after, after is not record
 
-        return self._step(key, answered)
+        return self._step(key, answered, quick=quick)
 
     def _step(
-        self, key: bytes, step: Callable[[Record | None, float], tuple[Record | None, T]], *, synced: bool = False
+        self,
+        key: bytes,
+        step: Callable[[Record | None, float], tuple[Record | None, T]],
+        *,
+        quick: Callable[[sqlite3.Connection], T | None] | None = None,
+        synced: bool = False,
     ) -> T:
-        def work(connection: sqlite3.Connection) -> T:
+        def full(connection: sqlite3.Connection) -> T:
             before = _read(connection, key)
             after, answer = step(before, self._clock.now())
             if after is not None and after is not before:
-                connection.execute(_WRITE, _row(after))
+                connection.execute(f"REPLACE {_VALUES}", _row(after))
             return answer
 
-        with self._reported():
-            return self._group.run(work, synced=synced)
+        answer: T = self._run(_Work(full, quick, synced))
+        return answer
 
-    def _commit(self, works: list[Callable[[sqlite3.Connection], Any]], synced: bool, deadline: float) -> list[Any]:
+    def _run(self, work: _Work) -> Any:
+        try:
+            return self._group.run(work)
+        except _TROUBLE as error:
+            raise self._unavailable(error) from error
+
+    def _serve(self, works: Sequence[_Work], deadline: float) -> Sequence[Any]:
+        patience = deadline - _system.monotonic()
+        if len(works) == 1:
+            work = works[0]
+            return [self._file.transact(work.full, patience, synced=work.synced, quick=work.quick)]
         return self._file.transact(
-            lambda connection: [work(connection) for work in works],
-            deadline - _system.monotonic(),
-            synced=synced and self._durability == "power",
+            lambda connection: [work.full(connection) for work in works],
+            patience,
+            synced=any(work.synced for work in works),
         )
 
     @contextmanager
@@ -230,12 +278,15 @@ class SQLiteLedger:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ConfigurationError) as error:  # TimeoutError is an OSError
-            raise LedgerUnavailable(f"ledger {self._path}: {error}") from error
+        except _TROUBLE as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> LedgerUnavailable:
+        return LedgerUnavailable(f"ledger {self._path}: {error}")
 
     def _after_fork(self) -> None:
         self._file.forget()
-        self._group = Group(self._commit, self._patience)
+        self._group = Group(self._serve, self._patience)
 
 
 def _close_quietly(file: files.LedgerFile) -> None:
@@ -244,7 +295,7 @@ def _close_quietly(file: files.LedgerFile) -> None:
 
 
 def _read(connection: sqlite3.Connection, key: bytes) -> Record | None:
-    row = connection.execute(_SELECT, (key,)).fetchone()
+    row = connection.execute(f"{_SELECT} WHERE key = ?", (key,)).fetchone()
     return None if row is None else _record(row)
 
 
@@ -262,11 +313,14 @@ def _row(record: Record) -> list[Any]:
     values[_PHASE] = int(record.phase)
     values[_TAINT] = int(record.taint)
     if record.result is not None:
-        values[_RESULT] = json.dumps(record.result, separators=(",", ":"))
+        values[_RESULT] = _json(record.result)
     return values
 
 
-_system = SystemClock()
+def _json(result: Mapping[str, Any]) -> str:
+    return json.dumps(dict(result), separators=(",", ":"))
+
+
 _alive: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
 
 

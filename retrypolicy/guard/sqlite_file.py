@@ -38,8 +38,8 @@ _SCHEMA = (
         fingerprint BLOB NOT NULL, result TEXT, label TEXT NOT NULL, provider TEXT NOT NULL, expires REAL NOT NULL
     ) WITHOUT ROWID
     """,
-    # Partial, so that an arm touches the first one only, and neither grows with what lies done.
-    "CREATE INDEX sends_open ON sends (phase) WHERE phase IN (2, 5)",
+    # Partial, so that an arm touches neither.
+    "CREATE INDEX sends_held ON sends (phase) WHERE phase = 5",
     "CREATE INDEX sends_expiring ON sends (expires) WHERE phase IN (1, 3, 4)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -186,22 +186,35 @@ class LedgerFile:
         if self._identity is None:
             check_place(self._path)
         try:
-            self._hold(patience)
+            self._lock.acquire(patience)
             self._open()
         except (OSError, sqlite3.Error) as error:
             raise _opening_failed(self._path, error) from error
         finally:
             self._lock.release()
 
-    def transact(self, work: Callable[[sqlite3.Connection], T], patience: float, *, synced: bool) -> T:
-        """Do the work in one transaction. `synced`: it is on the disk before this returns."""
+    def transact(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        patience: float,
+        *,
+        synced: bool,
+        quick: Callable[[sqlite3.Connection], T | None] | None = None,
+    ) -> T:
+        """Do the work in one transaction. `synced`: it is on the disk before this returns.
+
+        `quick` is the same work in a single statement, for the usual case; it gives None, and has done nothing, if the
+        case is another.
+        """
         try:
-            self._hold(patience)
+            self._lock.acquire(patience)
             connection = self._current()
             if synced is not self._synced:
                 # Not a setting of the transaction: of the connection, so it has to stand before BEGIN.
                 connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 self._synced = synced
+            if quick is not None and (quickly := quick(connection)) is not None:
+                return quickly
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 answer = work(connection)
@@ -234,7 +247,7 @@ class LedgerFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(OSError):
-                self._hold(patience)
+                self._lock.acquire(patience)
             try:
                 connection.close()
             finally:
@@ -248,9 +261,6 @@ class LedgerFile:
             _inherited.append(self._connection)
             self._connection = None
         self._lock.close()
-
-    def _hold(self, patience: float) -> None:
-        self._lock.acquire(patience)
 
     def _current(self) -> sqlite3.Connection:
         if self._connection is None:
