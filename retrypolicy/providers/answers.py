@@ -15,7 +15,8 @@ A template is a JSON value. In it, a string that is one placeholder stands for a
     ["*ids", item]     one row for each value kept in the list `ids`
     {"{address}": …}   a member for each recipient
 
-Inside a row a kept list stands for its value in that row. A row that lacks a value is left out.
+Inside a row a kept list stands for its value in that row. A row that lacks a value is left out; where there is nothing
+to make rows of, the template can't be used.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from attrs import field, frozen
 
 from retrypolicy._validate import integer, strict
 from retrypolicy.errors import PolicyError
-from retrypolicy.providers.pointer import MEMBERS, MISSING, at, document, walk
+from retrypolicy.providers.pointer import ELEMENTS, MEMBERS, MISSING, at, document, walk
 
 ID = r"[A-Za-z0-9_.:/+=-]{1,128}"
 """The form of a kept string unless a profile gives another: an id without spaces and without an address."""
@@ -40,12 +41,12 @@ _PLACEHOLDER = re.compile(r"\{(?P<name>[a-z_]+|request:[^?}]*)(?P<optional>\?(?P
 _SOURCES = re.compile(r"(header:[^/]+|(request:)?(/.*)?)\Z", re.DOTALL)
 
 
-def _source(instance: Any, attribute: Any, value: str) -> None:
+def _source(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or not _SOURCES.match(value):
         raise PolicyError.of("Kept.at", value, 'a JSON Pointer, "header:Name", or "request:" and a JSON Pointer')
 
 
-def _form(instance: Any, attribute: Any, value: str) -> None:
+def _form(instance: Any, attribute: Any, value: Any) -> None:
     try:
         form = re.compile(value)
     except (re.error, TypeError) as error:
@@ -233,14 +234,17 @@ class _Filler:
 
     def _list(self, node: list[Any], row: int | None) -> Any:
         if len(node) == 2 and isinstance(node[0], str) and node[0].startswith("*"):
-            values = self.kept.get(node[0][1:]) or () if node[0] != "*" else self.addresses
-            count = len(values) if isinstance(values, list) else 0
-            return [item for item in (self.fill(node[1], row) for row in range(count)) if item is not MISSING]
+            values = self.addresses if node[0] == ELEMENTS else self.kept.get(node[0][1:])
+            if not values or not isinstance(values, list):
+                return MISSING
+            return [item for item in (self.fill(node[1], row) for row in range(len(values))) if item is not MISSING]
         items = [self.fill(item, row) for item in node]
         return MISSING if any(item is MISSING for item in items) else [i for i in items if i is not _LEFT_OUT]
 
     def _table(self, node: dict[str, Any], row: int | None) -> Any:
         if list(node) == ["{address}"]:
+            if not self.addresses:
+                return MISSING
             rows = ((self.addresses[row], self.fill(node["{address}"], row)) for row in range(len(self.addresses)))
             return {address: value for address, value in rows if value is not MISSING}
         filled = {name: self.fill(value, row) for name, value in node.items()}

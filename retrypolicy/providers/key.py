@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,7 @@ from retrypolicy.http.methods import SAFE
 from retrypolicy.providers import pointer as json_pointer
 
 
-def _place(instance: KeyPlacement, attribute: Any, value: str | None) -> None:
+def _place(instance: Any, attribute: Any, value: Any) -> None:
     allowed = "the name of a header" if attribute.name == "header" else 'a JSON Pointer such as "/headers/key"'
     if value is None:
         return
@@ -29,25 +29,25 @@ def _place(instance: KeyPlacement, attribute: Any, value: str | None) -> None:
         raise PolicyError.of(f"KeyPlacement.{attribute.name}", value, f"{allowed}, or None")
 
 
-def _one_place(instance: KeyPlacement, attribute: Any, value: str | None) -> None:
+def _one_place(instance: Any, attribute: Any, value: Any) -> None:
     if (instance.header is None) is (value is None):
         raise PolicyError.of("KeyPlacement", (instance.header, value), "given a header or a pointer, one of the two")
 
 
-def _pattern(instance: KeyPlacement, attribute: Any, value: str) -> None:
+def _pattern(instance: Any, attribute: Any, value: Any) -> None:
     try:
         re.compile(value)
     except (re.error, TypeError) as error:
         raise PolicyError.of("KeyPlacement.pattern", value, f"a regular expression ({error})") from None
 
 
-def _margin(instance: KeyPlacement, attribute: Any, value: float) -> None:
+def _margin(instance: Any, attribute: Any, value: Any) -> None:
     number(0)(instance, attribute, value)
     if value >= instance.window:
         raise PolicyError.of("KeyPlacement.margin", value, f"less than the window ({instance.window:g})")
 
 
-def _methods(value: Iterable[str]) -> frozenset[str]:
+def _methods(value: Any) -> frozenset[str]:
     methods = frozenset([value] if isinstance(value, str) else value)
     for method in methods:
         if not isinstance(method, str) or method != method.upper() or method in SAFE:

@@ -32,10 +32,8 @@ def load(name: str | os.PathLike[str] | Provider) -> Provider:
     """
     if isinstance(name, Provider):
         return name
-    if isinstance(name, os.PathLike) or (isinstance(name, str) and name.endswith(".toml")):
+    if isinstance(name, os.PathLike) or name.endswith(".toml"):
         return _load_file(Path(name))
-    if not isinstance(name, str):
-        raise ConfigurationError(f"a provider is a name, a path or a Provider, not {type(name).__name__}")
     found = _named(name)
     if found is None:
         raise ConfigurationError(f"no provider is called {name!r}; known are {', '.join(names())}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from attrs import field, frozen
@@ -18,12 +18,12 @@ from retrypolicy.rules import Rule
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z|\[?[0-9a-f:.]+\]?\Z")
 
 
-def _name(instance: Provider, attribute: Any, value: str) -> None:
+def _name(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", value):
         raise PolicyError.of("Provider.name", value, "a name in lower case, such as my_esp")
 
 
-def _hosts(value: Iterable[str]) -> tuple[str, ...]:
+def _hosts(value: Any) -> tuple[str, ...]:
     hosts = (value,) if isinstance(value, str) else tuple(value)
     for host in hosts:
         if not isinstance(host, str) or not _HOST.match(host):
