@@ -50,6 +50,12 @@ class Window:
     def add(self, amount: int) -> None:
         self._sliding.add(amount, self._clock.monotonic())
 
+    def take(self, cost: int) -> bool:
+        enough = self.level() >= cost
+        if enough:
+            self.add(-cost)
+        return enough
+
     def level(self) -> int:
         return self._reserve + self._sliding.total(self._clock.monotonic())
 
@@ -79,6 +85,16 @@ class Bucket:
             full = level == self._capacity
             self._at = self._clock.monotonic() if full else self._at + (level - self._level) / self._rate
         self._level = max(0, min(self._capacity, level + amount))
+
+    def take(self, cost: int) -> bool:
+        enough = self.level() >= cost
+        if enough:
+            self.add(-cost)
+        return enough
+
+    def put_right(self, level: int) -> None:
+        """Believe somebody who knows better."""
+        self._level, self._at = level, self._clock.monotonic()
 
     def level(self) -> int:
         if not self._rate:

@@ -25,8 +25,8 @@ class Backoff(Protocol):
     def delay(self, retry: int, previous: float | None, random: float) -> float:
         """Seconds to wait before a retry; finite, at least 0, and the same for the same arguments.
 
-        `retry` is 1 for the first one; `previous` is what this method returned for the retry before, None for the
-        first; `random` is a number from 0 up to, not including, 1.
+        `retry` is 1 for the first one; `previous` is the wait before this one (longer than what this method returned
+        where the server asked for more), None for the first; `random` is a number from 0 up to, not including, 1.
         """
         ...
 

@@ -27,6 +27,7 @@ from retrypolicy._tokens import Bucket, Sliding, Window
 from retrypolicy._validate import choice, flag, integer, number, optional_number, strict
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import PolicyError
+from retrypolicy.shared import SharedBucket, SharedState
 
 Kind = Literal["transient", "timeout", "throttled"]
 """Why an attempt failed, as far as budgets tell apart: throttled wins over timeout, timeout over transient."""
@@ -125,9 +126,17 @@ class RetryBudget:
             name=name,
         )
 
-    def state(self, host: str, clock: Clock) -> BudgetState:
-        """What this process has spent on this host so far. Any text may stand for the host."""
-        return _budgets.get(self, host, clock)
+    def state(self, host: str, clock: Clock, shared: SharedState | None = None) -> BudgetState:
+        """What this process, or with `shared` the fleet, has spent on this host so far. Any text may stand for a host.
+
+        Only a budget with a capacity can be shared (else `PolicyError`). In the fleet it goes by its `name`, so that
+        its numbers may change in a rolling update; without one by all of its values.
+        """
+        if shared is None:
+            return _budgets.get(self, host, clock, lambda: BudgetState(self, host, clock))
+        if self.capacity is None:
+            raise PolicyError.of("RetryBudget.capacity", None, "a number, for a budget that is shared")
+        return _budgets.get((self, shared), host, clock, lambda: BudgetState(self, host, clock, shared))
 
 
 @strict
@@ -152,7 +161,7 @@ class CircuitBreaker:
 
     def state(self, host: str, clock: Clock) -> BreakerState:
         """What this process has seen of this host so far. Any text may stand for the host."""
-        return _breakers.get(self, host, clock)
+        return _breakers.get(self, host, clock, lambda: BreakerState(self, clock))
 
 
 _SCALE = 1_000_000  # tokens are counted in whole millionths: ten times 0.1 must be 1
@@ -162,11 +171,19 @@ def _scaled(tokens: float) -> int:
     return round(tokens * _SCALE)
 
 
+def _digest(budget: RetryBudget) -> str:
+    import hashlib
+
+    return hashlib.sha256(repr(budget).encode()).hexdigest()[:16]
+
+
 class BudgetState:
     """What one process has spent of a `RetryBudget` on one host. Thread-safe. The module says when to call what."""
 
-    def __init__(self, budget: RetryBudget, clock: Clock) -> None:
+    def __init__(self, budget: RetryBudget, host: str, clock: Clock, shared: SharedState | None = None) -> None:
         self.budget = budget
+        self._host = host
+        self._shared = shared
         self._clock = clock
         deposit = _scaled(budget.deposit)
         self._per_call = deposit if budget.deposit_on == "call" else 0
@@ -183,9 +200,14 @@ class BudgetState:
         """Start anew, as in a child process."""
         budget, cost = self.budget, self._costs["transient"]
         self._lock = threading.Lock()
-        self._account: Window | Bucket
+        self._account: Window | Bucket | SharedBucket
         if budget.capacity is not None:
-            self._account = Bucket(_scaled(budget.capacity), budget.per_second * cost, self._clock)
+            capacity, rate = _scaled(budget.capacity), budget.per_second * cost
+            if self._shared is None:
+                self._account = Bucket(capacity, rate, self._clock)
+            else:
+                key = f"{budget.name or _digest(budget)}:{self._host}"
+                self._account = SharedBucket(self._shared, key, capacity, rate, self._clock)
         elif budget.window is not None:
             self._account = Window(round(budget.per_second * budget.window * cost), budget.window, self._clock)
         self._half = 0 if budget.capacity is None else _scaled(budget.capacity) // 2
@@ -212,14 +234,14 @@ class BudgetState:
     def permit(self, kind: Kind = "transient") -> bool:
         """May there be a retry? If so it is paid for; if not nothing is taken."""
         with self._lock:
-            level = self._account.level()
             if self._failures_pay:
-                return level > self._half
-            cost = self._costs[kind]
-            if level < cost:
-                return False
-            self._account.add(-cost)
-            return True
+                return self._account.level() > self._half
+            return self._account.take(self._costs[kind])
+
+    @property
+    def alone(self) -> bool:
+        """This budget is shared, and the others could not be reached when it was last tried."""
+        return isinstance(self._account, SharedBucket) and self._account.alone
 
     @property
     def balance(self) -> float:
@@ -328,12 +350,11 @@ class _Registry(Generic[State]):
 
     LIMIT = 1024
 
-    def __init__(self, make: Callable[[Any, Clock], State]) -> None:
-        self._make: Callable[[Any, Clock], State] = make
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._states: dict[tuple[Hashable, str, Clock | None], State] = {}
 
-    def get(self, value: Hashable, host: str, clock: Clock) -> State:
+    def get(self, value: Hashable, host: str, clock: Clock, make: Callable[[], State]) -> State:
         key = (value, host, None if isinstance(clock, SystemClock) else clock)
         state = self._states.get(key)
         if state is None:
@@ -342,7 +363,7 @@ class _Registry(Generic[State]):
                 if state is None:
                     if len(self._states) >= self.LIMIT:
                         self._forget()
-                    state = self._states[key] = self._make(value, clock)
+                    state = self._states[key] = make()
         return state
 
     def start_anew(self) -> None:
@@ -357,8 +378,8 @@ class _Registry(Generic[State]):
         self._states = dict(busy[-self.LIMIT // 2 :])
 
 
-_budgets: _Registry[BudgetState] = _Registry(BudgetState)
-_breakers: _Registry[BreakerState] = _Registry(BreakerState)
+_budgets: _Registry[BudgetState] = _Registry()
+_breakers: _Registry[BreakerState] = _Registry()
 
 
 def _start_anew() -> None:

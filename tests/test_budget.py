@@ -445,17 +445,21 @@ def test_threads_get_one_and_the_same_state() -> None:
 
 
 def test_a_million_hosts_do_not_fill_the_memory_and_spent_budgets_are_kept() -> None:
-    registry: _Registry[BudgetState] = _Registry(BudgetState)
+    registry: _Registry[BudgetState] = _Registry()
     clock = VirtualClock()
     budget = RetryBudget(per_second=0)
-    spent = registry.get(budget, "busy.example", clock)
+
+    def get(host: str) -> BudgetState:
+        return registry.get(budget, host, clock, lambda: BudgetState(budget, host, clock))
+
+    spent = get("busy.example")
     until_refused(spent)
     for number in range(3 * registry.LIMIT):
-        registry.get(budget, f"{number}.example", clock)
-    assert registry.get(budget, "busy.example", clock) is spent
+        get(f"{number}.example")
+    assert get("busy.example") is spent
     assert len(registry._states) <= registry.LIMIT
     for number in range(3 * registry.LIMIT):
-        registry.get(budget, f"busy{number}.example", clock).permit()
+        get(f"busy{number}.example").permit()
     assert len(registry._states) <= registry.LIMIT
 
 
