@@ -55,6 +55,8 @@ class Acceptor:
         self._board.stop.set()
         self._wake_in.send(b".")
         self._thread.join(_PATIENCE)
+        self._wake_in.close()
+        self._wake_out.close()
         with self._board.changed:
             for connection in self._board.connections:
                 connection.abort()
@@ -70,8 +72,6 @@ class Acceptor:
                 self._turn()
         finally:
             self.port.close()
-            self._wake_in.close()
-            self._wake_out.close()
 
     def _turn(self) -> None:
         listener = self.port.listener

@@ -23,7 +23,7 @@ from retrypolicy.testing.faults.steps import (
 if TYPE_CHECKING:
     from retrypolicy.testing.faults.connection import Connection, Drop
 
-_PATIENCE = 10.0  # seconds for an idle connection to end
+_PATIENCE = 2.0  # seconds for an idle connection to end
 
 Entry = Step | Callable[[Request], Any]
 
@@ -118,19 +118,27 @@ class Board:
                 return secured
             return isinstance(step, Act) and (step.after == "accept" or (secured and step.after in BEFORE_REQUEST))
 
-    def drop_waiting(self, how: Drop, *, unfit: bool = False) -> None:
-        """End the connections that wait for a request; if `unfit`, only those of no use for the present step."""
+    def drop_idle(self, how: Drop) -> None:
+        """End the connections that wait for a request, or will when they have answered; back when they have ended."""
         with self.changed:
-            dropped = {
+            dropped = {each for each in self.connections if each.state in ("waiting", "answering")}
+            for connection in dropped:
+                connection.end_when_idle(how)
+            self.changed.wait_for(lambda: not dropped & self.connections, _PATIENCE)
+
+    def _drop_unfit(self) -> None:
+        """End the idle connections that are of no use for the present step."""
+        with self.changed:
+            unfit = {
                 each
                 for each in self.connections
-                if each.state == "waiting"
-                and not (unfit and not self.wants_new_connection(secured=each.secured, tunnel=each.tunnel is not None))
+                if each.state in ("waiting", "answering")
+                and self.wants_new_connection(secured=each.secured, tunnel=each.tunnel is not None)
             }
-            for connection in dropped:
-                connection.drop = how
-                connection.wake()
-            self.changed.wait_for(lambda: not dropped & self.connections, _PATIENCE)
+            idle = {each for each in unfit if each.state == "waiting"}
+            for connection in unfit:
+                connection.end_when_idle("fin")
+            self.changed.wait_for(lambda: not idle & self.connections, _PATIENCE)
 
     @property
     def _is_last(self) -> bool:
@@ -146,5 +154,5 @@ class Board:
             self.position += 1
 
     def _move(self) -> None:
-        self.drop_waiting("fin", unfit=True)
+        self._drop_unfit()
         self.moved()

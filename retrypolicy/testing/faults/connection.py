@@ -42,10 +42,7 @@ Contexts = Callable[[Handshake, str], ssl.SSLContext]
 
 
 class Connection:
-    """`state` is what `FaultServer.settle()` looks at; `drop` asks a waiting connection to end.
-
-    `handshake` and `first` are what the script has for the connection itself.
-    """
+    """`state` is what `FaultServer.settle()` looks at; `handshake` and `first` are steps for the connection itself."""
 
     def __init__(
         self,
@@ -58,7 +55,7 @@ class Connection:
     ) -> None:
         self.socket = sock
         self.state: State = "reading"
-        self.drop: Drop | None = None
+        self._drop: Drop | None = None
         self._board = board
         self._number = number
         self._contexts = contexts
@@ -86,10 +83,12 @@ class Connection:
                 self._board.connections.discard(self)
                 self._board.changed.notify_all()
 
-    def wake(self) -> None:
-        """End a blocking read, from another thread and without a byte on the wire."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RD)
+    def end_when_idle(self, how: Drop) -> None:
+        """End the connection unless it has something to read or to answer. Called under the board's lock."""
+        self._drop = how
+        if self.state == "waiting":
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RD)  # ends the read that waits, and says nothing on the wire
 
     def abort(self) -> None:
         """End every blocking call, from another thread."""
@@ -110,13 +109,11 @@ class Connection:
     def _wait(self, arrived: Callable[[], bool]) -> bool:
         """Wait until the client begins something new; False if it left, or the connection is to be dropped."""
         self._become("waiting")
-        begun = arrived()
-        with self._board.changed:
-            self.state = "reading"
-            dropped = self.drop
-        if dropped == "rst":
+        begun = self._drop is None and arrived()
+        self._become("reading")
+        if self._drop == "rst":
             reset(self.socket)
-        return begun and dropped is None
+        return begun and self._drop is None
 
     def _hears(self) -> bool:
         return bool(self._stream.peek(1))

@@ -146,7 +146,7 @@ class FaultServer:
 
         Called from a hook in the client just before it writes, this is the race between a request and an idle close.
         """
-        self._board.drop_waiting(how)
+        self._board.drop_idle(how)
 
     # Where it is, and whom to trust
 

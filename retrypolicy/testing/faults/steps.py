@@ -14,7 +14,7 @@ from retrypolicy.errors import PolicyError
 After = Literal["accept", "hello", "handshake", "arrival", "head", "body", "request"]
 """The points of an exchange, in order. What has happened when the step does its work:
 
-`accept`     the connection was accepted, nothing was read;
+`accept`     the connection was accepted, nothing was read (a reset may meet the client while it still connects);
 `hello`      the client's TLS hello was read, nothing was answered;
 `handshake`  TLS is up, nothing of a request was read;
 `arrival`    the first byte of a request has arrived, nothing of it was read;
