@@ -41,7 +41,7 @@ from retrypolicy.events import (
 )
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
 from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report
-from retrypolicy.policy import Limits, RetryPolicy
+from retrypolicy.policy import RetryPolicy
 from retrypolicy.rules import Meaning, meaning
 
 if TYPE_CHECKING:
@@ -97,48 +97,32 @@ class Replay(Exception):
 class Call:
     """One run of a call. Made by an engine for each logical request; never shared between threads."""
 
-    __slots__ = (
-        "_active_effect",
-        "_armed",
-        "_checked",
-        "_claimed",
-        "_end",
-        "_first_armed",
-        "_first_seen",
-        "_owner",
-        "_fence",
-        "_pending",
-        "_previous",
-        "_records",
-        "_reason",
-        "_spent",
-        "_started",
-        "_streak",
-        "_unrecorded",
-        "attempts",
-        "deadline",
-        "digest",
-        "engine",
-        "fingerprint",
-        "generation",
-        "guarded",
-        "held",
-        "honoured",
-        "hooked",
-        "host",
-        "idempotent",
-        "key",
-        "last_kind",
-        "method",
-        "not_after",
-        "policy",
-        "provider",
-        "recorded",
-        "replayable",
-        "replayed",
-        "retry_at",
-        "tainted",
-    )
+    # Defaults on the class: most calls never change most of them, and a call must cost next to nothing.
+    generation = 1  # which outgoing key
+    attempts = 0  # over the whole call, as far as known
+    tainted = False  # an earlier attempt's effect is unknown
+    replayable = True  # the body can be sent again; kept true or false by the transport
+    deadline: float | None = None  # of the running attempt, on the monotonic clock
+    held = False
+    replayed = False
+    recorded: bool | None = None
+    retry_at: float | None = None
+    last_kind: Any = None  # of the last retry that the budget permitted
+    _reason = Reason.SUCCESS
+    _effect = Effect.NOT_APPLIED
+    _end: float | None = None
+    _first_seen: float | None = None
+    _first_armed: float | None = None
+    _previous: float | None = None
+    _streak = 0
+    _spent: dict[str, int] | None = None
+    _owner = b""
+    _fence = 0
+    _armed = False
+    _claimed = False
+    _checked = False
+    _unrecorded = 0
+    _pending: Perform | None = None
 
     def __init__(
         self,
@@ -168,34 +152,10 @@ class Call:
         self.not_after = not_after
         self.guarded = key is not None and engine.ledger is not None
         self.idempotent = method in policy.idempotent_methods
-        self.replayable = True  # kept true or false by the transport
-        self.generation = 1
-        self.attempts = 0
-        self.tainted = False
-        self.deadline: float | None = None  # of the running attempt, on the monotonic clock
-        self.held = False
-        self.replayed = False
-        self.recorded: bool | None = None
-        self.retry_at: float | None = None
-        self._records: list[AttemptReport] = []
-        self._reason = Reason.SUCCESS
-        self._active_effect = Effect.NOT_APPLIED
         self._started = 0.0
-        self._end: float | None = None
-        self._first_seen: float | None = None
-        self._first_armed: float | None = None
-        self._previous: float | None = None
-        self.last_kind: Any = None  # of the last retry that the budget permitted
-        self._streak = 0
-        self._spent: dict[str, int] | None = None
-        # Of the guard.
-        self._owner = os.urandom(16) if self.guarded else b""
-        self._fence = 0
-        self._armed = False
-        self._claimed = False
-        self._checked = False
-        self._unrecorded = 0
-        self._pending: Perform | None = None
+        self._records: list[tuple[int, Outcome, Effect, Decision, float]] = []
+        if self.guarded:
+            self._owner = os.urandom(16)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -281,7 +241,7 @@ class Call:
         if self.guarded:
             decision = yield from self._settle(outcome, said, effect, decision)
         self._note(outcome, said.effect, decision, elapsed)
-        self._active_effect = effect
+        self._effect = effect
         self.tainted = effect is Effect.UNKNOWN
         if isinstance(decision, Retry):
             self._previous = decision.delay
@@ -302,7 +262,6 @@ class Call:
         now = self.engine.clock.now()
         if self._first_seen is None:
             self._first_seen = now - (self.engine.clock.monotonic() - self._started)
-        spent = self._spent or {}
         history = History(
             method=self.method,
             attempts=self.attempts,
@@ -315,12 +274,7 @@ class Call:
             accepts_duplicates=self.guarded and policy.guard.on_unknown == "resend",
             not_after=self.not_after,
             streak=self._streak,
-            spent=Limits(
-                connect=spent.get("connect", 0),
-                read=spent.get("read", 0),
-                status=spent.get("status", 0),
-                other=spent.get("other", 0),
-            ),
+            spent=self._spent or {},
         )
         limited = isinstance(outcome, Failed) and outcome.retry_limit is not None
         self._streak = self._streak + 1 if limited else 0
@@ -433,14 +387,14 @@ class Call:
         if record.phase is Phase.DONE:
             self.replayed = True
             self.recorded = True
-            self._active_effect = Effect.APPLIED
+            self._effect = Effect.APPLIED
             self._tell(Replayed, key_digest=name)
             raise Replay(record)
         if record.phase is Phase.HELD and record.generation != self.generation:
             raise Renew(record.generation)
         if record.phase is Phase.HELD:
             self.held = True
-            self._active_effect = Effect.UNKNOWN
+            self._effect = Effect.UNKNOWN
             raise SendHeld(
                 "an earlier attempt may have been applied, and nothing shows that it was not; nothing was sent. "
                 "Resolve it: retrypolicy ledger resolve",
@@ -569,31 +523,19 @@ class Call:
     # -- the report --------------------------------------------------------------------------------------------------
 
     def _note(self, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float) -> None:
-        answered = isinstance(outcome, Answered)
-        error = outcome.body_error if isinstance(outcome, Answered) else outcome.error
-        record = AttemptReport(
-            number=self.attempts,
-            status=outcome.status if isinstance(outcome, Answered) else None,
-            error=None if error is None else type(error).__name__,
-            stage=None if answered else outcome.stage,  # type: ignore[union-attr]  # narrowed by `answered`
-            effect=effect,
-            reason=decision.reason,
-            wait=decision.delay if isinstance(decision, Retry) else 0.0,
-            elapsed=elapsed,
-            reused=outcome.reused,
-        )
-        self._records.append(record)
+        self._records.append((self.attempts, outcome, effect, decision, elapsed))
         if self.engine.listeners:
+            told = _attempt_report(*self._records[-1])
             self._tell(
                 AttemptEnded,
-                number=self.attempts,
+                number=told.number,
                 elapsed=elapsed,
                 effect=effect,
-                status=record.status,
-                error=record.error,
-                stage=record.stage,
+                status=told.status,
+                error=told.error,
+                stage=told.stage,
             )
-            self._tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+            self._tell(Decided, number=told.number, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
         self._reason = decision.reason
@@ -601,7 +543,7 @@ class Call:
             self.retry_at = decision.until
             self._tell(Deferred, until=decision.until, reason=decision.reason)
         if self.engine.listeners:
-            self._tell(Done, attempts=self.attempts, effect=self._active_effect, reason=decision.reason)
+            self._tell(Done, attempts=self.attempts, effect=self._effect, reason=decision.reason)
         return decision
 
     def refused(self, error: CallRefused) -> None:
@@ -614,9 +556,9 @@ class Call:
     def report(self) -> Report:
         """What became of the call so far."""
         return Report(
-            attempts=tuple(self._records),
+            attempts=tuple(_attempt_report(*record) for record in self._records),
             total_attempts=self.attempts,
-            effect=self._active_effect,
+            effect=self._effect,
             reason=self._reason,
             retry_at=self.retry_at,
             held=self.held,
@@ -650,6 +592,34 @@ class Call:
             ),
             listeners,
         )
+
+
+def _attempt_report(
+    number: int, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float
+) -> AttemptReport:
+    wait = decision.delay if isinstance(decision, Retry) else 0.0
+    if isinstance(outcome, Answered):
+        lost = outcome.body_error
+        return AttemptReport(
+            number=number,
+            status=outcome.status,
+            error=None if lost is None else type(lost).__name__,
+            effect=effect,
+            reason=decision.reason,
+            wait=wait,
+            elapsed=elapsed,
+            reused=outcome.reused,
+        )
+    return AttemptReport(
+        number=number,
+        error=type(outcome.error).__name__,
+        stage=outcome.stage,
+        effect=effect,
+        reason=decision.reason,
+        wait=wait,
+        elapsed=elapsed,
+        reused=outcome.reused,
+    )
 
 
 _APPLIED = Meaning(effect=Effect.APPLIED, retry=False)

@@ -5,6 +5,8 @@ The order of its checks: success, not retryable, unsafe, attempts used up, pushb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import field, frozen
 
 from retrypolicy.http.methods import IDEMPOTENT
@@ -55,7 +57,7 @@ class History:
     accepts_duplicates: bool = False
     not_after: float | None = None
     streak: int = 0
-    spent: Limits = field(factory=lambda: Limits(connect=0, read=0, status=0, other=0))
+    spent: Mapping[str, int] = field(factory=dict)
 
 
 _SUCCESS = Stop(reason=Reason.SUCCESS)
@@ -185,10 +187,10 @@ def _safety(
     return False, Reason.UNSAFE
 
 
-def _over_limit(limits: Limits, spent: Limits, outcome: Outcome) -> bool:
+def _over_limit(limits: Limits, spent: Mapping[str, int], outcome: Outcome) -> bool:
     kind = kind_of(outcome)
-    limit, used = getattr(limits, kind), getattr(spent, kind)
-    return limit is not None and (used or 0) >= limit
+    limit: int | None = getattr(limits, kind)
+    return limit is not None and spent.get(kind, 0) >= limit
 
 
 def kind_of(outcome: Outcome) -> str:

@@ -84,8 +84,8 @@ class Engine:
         self.ledger = _ledger(ledger)
         self._secret_given = secret
         self._wake = threading.Event()
-        self._calls = 0
-        self._calls_changed = threading.Condition()
+        self._running: set[Call] = set()
+        self._ended = threading.Condition()
         self._effective: dict[tuple[int, int], tuple[RetryPolicy, RetryPolicy]] = {}
         self._warned = False
 
@@ -120,8 +120,7 @@ class Engine:
         """
         operation = current_operation()
         policy = self.policy if operation is None or operation.policy is None else operation.policy
-        parts = urlsplit(url)
-        host = parts.hostname or ""
+        host, path = _place(url)
         provider = self.provider_for(host)
         key: Key | None = None
         digest = mark = b""
@@ -131,7 +130,7 @@ class Engine:
                 what = content(provider)
                 key = self._key(header_key, what)
                 if key is not None:
-                    honoured = provider is not None and provider.honours(method, host, parts.path)
+                    honoured = provider is not None and provider.honours(method, host, path)
                     if self.ledger is not None:
                         digest, mark = self._digests(key, what)
                     elif not honoured:
@@ -160,7 +159,7 @@ class Engine:
 
         It has the same end. It has the same key only for the same method at the same origin.
         """
-        host = urlsplit(url).hostname or ""
+        host, _ = _place(url)
         keyed = same_origin and method == before.method
         call = Call(
             self,
@@ -266,14 +265,13 @@ class Engine:
         The calls end with their last response or error, reason STOPPED. True if none is running any more.
         """
         self._wake.set()
-        with self._calls_changed:
-            return self._calls_changed.wait_for(lambda: self._calls == 0, timeout=grace)
+        with self._ended:
+            return self._ended.wait_for(lambda: not self._running, timeout=grace)
 
     def drive(self, call: Call, attempt: Callable[[Call], Outcome]) -> Decision:
         """Run a call to its end: `attempt` is asked for an outcome as often as needed. Raises the guard's refusals."""
         steps = call.steps()
-        with self._calls_changed:
-            self._calls += 1
+        self._running.add(call)
         try:
             command = next(steps)
             while True:
@@ -288,10 +286,10 @@ class Engine:
             self._clean_up(call)
             raise
         finally:
-            with self._calls_changed:
-                self._calls -= 1
-                if not self._calls:
-                    self._calls_changed.notify_all()
+            self._running.discard(call)
+            if self.stopping:
+                with self._ended:
+                    self._ended.notify_all()
 
     def _obey(self, steps: Any, command: Command) -> Command:
         if isinstance(command, Wait):
@@ -510,6 +508,16 @@ def _outcome(said: Outcome | Effect | None, usual: Outcome, error: BaseException
 
 _NEVER_KEYED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 _RETRIED_OTHERWISE = frozenset({Reason.ATTEMPTS_EXHAUSTED, Reason.BUDGET_EXHAUSTED, Reason.SERVER_SAID_NO})
+
+
+@functools.lru_cache(maxsize=512)
+def _place(url: str) -> tuple[str, str]:
+    """Host and path of a URL; both empty where it can't be parsed (the transport says so then)."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "", parts.path
+    except ValueError:
+        return "", ""
 
 
 def _healthy(outcome: Outcome) -> bool | None:

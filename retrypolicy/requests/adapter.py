@@ -147,11 +147,13 @@ class RetryAdapter(HTTPAdapter):
         proxies: Any = None,
         cert: Any = None,
     ) -> Any:
-        pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
         run = current_run()
-        if run is not None:
-            run.on_pool(track(pool))
-        return pool
+        if run is None:
+            return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        if run.pool is None or run.pool.pool is None:  # none yet, or closed meanwhile; the attempts of one send differ in nothing that chooses the pool
+            run.pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        run.on_pool(track(run.pool))
+        return run.pool
 
     def close(self) -> None:
         """Close pooled connections. The ledger stays open: other adapters may share it."""

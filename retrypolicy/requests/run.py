@@ -55,6 +55,7 @@ class Run:
         "_stream",
         "_watched",
         "call",
+        "pool",
     )
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         self._error: BaseException | None = None
         self._armed_by_hook = False
         self._watched = False
+        self.pool: Any = None
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Run:
             hint = pushback(response.headers, self._engine.clock.now(), provider.hints)
         return Answered(
             status=status,
-            headers=response.headers,
+            headers=response.headers if status < 300 else {k.lower(): v for k, v in response.headers.items()},
             body=content,
             body_error=broken,
             pushback=hint,
