@@ -228,7 +228,7 @@ class AnyBreaker(RuleBasedStateMachine):
             assert self.state.phase == "half_open"
             self.probes.append(self.clock.monotonic())
         else:
-            assert 0 < wait <= 10
+            assert 0 < wait <= 10 + 1e-6
 
     @rule(healthy=st.sampled_from([True, False, None]))
     def report(self, healthy: bool | None) -> None:
