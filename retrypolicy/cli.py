@@ -1,0 +1,35 @@
+"""The command `retrypolicy`: it finds the subcommand's module, and loads no other."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "demo": ("retrypolicy.demo.command", "send real messages on a bad day, three ways, and count"),
+}
+"""For each subcommand the module with its `add_parser(subparsers)`, and a line for the help.
+
+`add_parser` adds the subcommand's parser, and sets its default `run`: a function of the parsed arguments that returns
+the exit code.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: those of the process); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="retrypolicy", description="Retried whenever that is safe, never sent twice, never lost silently."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        if name == chosen:
+            import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    parsed = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    return run(parsed)
