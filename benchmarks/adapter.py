@@ -73,7 +73,9 @@ def batch(made: requests.Session, method: str, url: str, calls: int) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, ours: requests.Session, theirs: requests.Session, method: str, url: str, args: argparse.Namespace) -> float:
+def compare(
+    name: str, ours: requests.Session, theirs: requests.Session, method: str, url: str, args: argparse.Namespace
+) -> float:
     for one in (ours, theirs):
         batch(one, method, url, args.calls)
     ratios, base = [], []
@@ -87,7 +89,9 @@ def compare(name: str, ours: requests.Session, theirs: requests.Session, method:
         base.append(took["theirs"] / args.calls)
     gc.enable()
     ratio = statistics.median(ratios)
-    print(f"{name:44s} ratio {ratio:.3f}  (peer's median {statistics.median(base) * 1e6:.0f} us a call, {args.rounds} pairs)")
+    print(
+        f"{name:44s} ratio {ratio:.3f}  (peer's median {statistics.median(base) * 1e6:.0f} us a call, {args.rounds} pairs)"
+    )
     return ratio
 
 
@@ -101,8 +105,22 @@ def main() -> None:
     server.start()
     base = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        compare("GET, 200: RetryAdapter / HTTPAdapter", session(RetryAdapter()), session(HTTPAdapter()), "GET", base + "/ok", args)
-        compare("POST, 200: RetryAdapter / HTTPAdapter", session(RetryAdapter()), session(HTTPAdapter()), "POST", base + "/ok", args)
+        compare(
+            "GET, 200: RetryAdapter / HTTPAdapter",
+            session(RetryAdapter()),
+            session(HTTPAdapter()),
+            "GET",
+            base + "/ok",
+            args,
+        )
+        compare(
+            "POST, 200: RetryAdapter / HTTPAdapter",
+            session(RetryAdapter()),
+            session(HTTPAdapter()),
+            "POST",
+            base + "/ok",
+            args,
+        )
         retry = Retry(total=3, status_forcelist=[503], backoff_factor=0, raise_on_status=False)
         policy = RetryPolicy(backoff=Constant(seconds=0))
         compare(

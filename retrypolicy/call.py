@@ -372,9 +372,7 @@ class Call:
         )
         if free and record.not_before > now and record.owner != self._owner:
             self.retry_at = record.not_before
-            raise SendDeferred(
-                "the call is not due yet; nothing was sent", retry_at=record.not_before, key_digest=name
-            )
+            raise SendDeferred("the call is not due yet; nothing was sent", retry_at=record.not_before, key_digest=name)
         generation = record.generation if same or record.first_armed is None else record.generation + 1
         if free and generation != self.generation:
             raise Renew(generation)
@@ -572,9 +570,7 @@ class Call:
     def already_done(self, record: Record) -> AlreadyDone:
         """For a transport that can't make a response from what the ledger kept."""
         result = dict(record.result) if record.result is not None else {}
-        return AlreadyDone(
-            "this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex()
-        )
+        return AlreadyDone("this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex())
 
     def _tell(self, kind: type[Event], **facts: Any) -> None:
         listeners = self.engine.listeners
@@ -594,9 +590,7 @@ class Call:
         )
 
 
-def _attempt_report(
-    number: int, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float
-) -> AttemptReport:
+def _attempt_report(number: int, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float) -> AttemptReport:
     wait = decision.delay if isinstance(decision, Retry) else 0.0
     if isinstance(outcome, Answered):
         lost = outcome.body_error

@@ -74,7 +74,9 @@ class VirtualClock:
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks."""
         if seconds < 0:
-            raise ValueError(f"seconds: {seconds!r} is not allowed; must be >= 0 (use jump() to set the wall clock back)")
+            raise ValueError(
+                f"seconds: {seconds!r} is not allowed; must be >= 0 (use jump() to set the wall clock back)"
+            )
         with self._lock:
             self._elapsed += seconds
 

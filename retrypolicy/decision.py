@@ -165,9 +165,7 @@ def _not_retryable(
     return Reason.NOT_RETRYABLE
 
 
-def _safety(
-    policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, now: float
-) -> tuple[bool, Reason]:
+def _safety(policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
     effect = call_effect(said.effect, tainted=history.tainted, sure=said.sure)
     nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT

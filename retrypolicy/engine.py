@@ -200,9 +200,8 @@ class Engine:
         return digest, fingerprint(secret, content)
 
     def _unprotected(self, policy: RetryPolicy, provider: Provider | None, host: str) -> None:
-        text = (
-            f"a key was given for a request to {host}, but nothing uses it: there is no ledger, and "
-            + (f"{provider.name} does not honour keys there" if provider else "no provider profile covers this host")
+        text = f"a key was given for a request to {host}, but nothing uses it: there is no ledger, and " + (
+            f"{provider.name} does not honour keys there" if provider else "no provider profile covers this host"
         )
         if policy.guard.unkeyed == "refuse":
             raise ConfigurationError(text + "; nothing was sent")

@@ -104,18 +104,7 @@ class Done(CallEvent):
     reason: Reason
 
 
-Event = (
-    CallStarted
-    | AttemptStarted
-    | AttemptEnded
-    | Decided
-    | Waiting
-    | Deferred
-    | Held
-    | Replayed
-    | LedgerDown
-    | Done
-)
+Event = CallStarted | AttemptStarted | AttemptEnded | Decided | Waiting | Deferred | Held | Replayed | LedgerDown | Done
 
 
 class Listener(Protocol):

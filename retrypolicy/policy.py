@@ -39,6 +39,13 @@ def _statuses(value: Any) -> frozenset[int]:
     return frozenset(int(status) for status in value)
 
 
+def _sorted(value: Any) -> str:
+    """A set as code, in an order that does not change from run to run."""
+    if value is None:
+        return "None"
+    return f"frozenset({{{', '.join(map(repr, sorted(value)))}}})" if value else "frozenset()"
+
+
 def _named(name: str, convert: Any) -> Any:
     """The converter, with the real field's name in its errors."""
 
@@ -89,7 +96,9 @@ class Limits:
 
 def _backoff(instance: Any, attribute: Any, value: Any) -> None:
     if not callable(getattr(value, "delay", None)):
-        raise PolicyError.of("RetryPolicy.backoff", value, "a Backoff: Constant, Linear, Exponential, Decorrelated, ...")
+        raise PolicyError.of(
+            "RetryPolicy.backoff", value, "a Backoff: Constant, Linear, Exponential, Decorrelated, ..."
+        )
 
 
 def _rules(value: Any) -> tuple[Rule, ...]:
@@ -131,12 +140,20 @@ class RetryPolicy:
     total_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
     attempt_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
     lifetime: float | None = field(default=None, validator=optional_number(0, above=True))
-    allowed_methods: frozenset[str] | None = field(default=None, converter=_named("allowed_methods", _methods))
-    idempotent_methods: frozenset[str] = field(
-        default=IDEMPOTENT, converter=_named("idempotent_methods", lambda v: _methods(() if v is None else v))
+    allowed_methods: frozenset[str] | None = field(
+        default=None, repr=_sorted, converter=_named("allowed_methods", _methods)
     )
-    status_forcelist: frozenset[int] = field(default=FORCELIST, converter=_named("status_forcelist", _statuses))
-    refusal_statuses: frozenset[int] = field(default=REFUSALS, converter=_named("refusal_statuses", _statuses))
+    idempotent_methods: frozenset[str] = field(
+        default=IDEMPOTENT,
+        repr=_sorted,
+        converter=_named("idempotent_methods", lambda v: _methods(() if v is None else v)),
+    )
+    status_forcelist: frozenset[int] = field(
+        default=FORCELIST, repr=_sorted, converter=_named("status_forcelist", _statuses)
+    )
+    refusal_statuses: frozenset[int] = field(
+        default=REFUSALS, repr=_sorted, converter=_named("refusal_statuses", _statuses)
+    )
     rules: tuple[Rule, ...] = field(default=(), converter=_rules)
     backoff: Backoff = field(factory=Exponential, validator=_backoff)
     pushback: Literal["defer", "cap", "stop", "ignore"] = field(

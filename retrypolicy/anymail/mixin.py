@@ -100,9 +100,7 @@ class RetryMixin(_Backend):
         key = getattr(message, "idempotency_key", None)
         if key is not None:
             if not isinstance(key, str):
-                raise ConfigurationError(
-                    f"message.idempotency_key: {type(key).__name__} is not allowed; must be a str"
-                )
+                raise ConfigurationError(f"message.idempotency_key: {type(key).__name__} is not allowed; must be a str")
             return check_key(key)
         if not self._remembers:
             return None

@@ -1,11 +1,11 @@
 """The `RETRYPOLICY` setting: one dict, read when it is needed, every key known.
 
-    RETRYPOLICY = {
-        "POLICY": "web",                    # a preset's name, a RetryPolicy, or a name from POLICIES
-        "POLICIES": {"receipts": RetryPolicy(...)},
-        "LEDGER": "sqlite:////var/lib/shop/sends.db",
-        "SECRET": "...",                    # keys the ledger's digests; default: SECRET_KEY
-    }
+RETRYPOLICY = {
+    "POLICY": "web",                    # a preset's name, a RetryPolicy, or a name from POLICIES
+    "POLICIES": {"receipts": RetryPolicy(...)},
+    "LEDGER": "sqlite:////var/lib/shop/sends.db",
+    "SECRET": "...",                    # keys the ledger's digests; default: SECRET_KEY
+}
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -67,13 +68,9 @@ class Secret:
         return self.values == (b"",)
 
     def warn_if_missing(self) -> None:
-        """Say once that the ledger's digests can be guessed."""
+        """Say once in a process that the ledger's digests can be guessed."""
         if self.missing:
-            warnings.warn(
-                f"no secret is set: whoever can read the ledger can guess keys from its digests; set {SECRET_VARIABLE}",
-                UserWarning,
-                stacklevel=3,
-            )
+            _warn_of_missing_secret()
 
     def digest(self, *parts: bytes) -> bytes:
         """32 bytes that name these parts, by the current secret."""
@@ -82,6 +79,13 @@ class Secret:
     def old_digests(self, *parts: bytes) -> Iterable[bytes]:
         """The same by each older secret: where a record from before a rotation may lie."""
         return [_digest(value, parts) for value in self.values[1:]]
+
+
+@functools.cache
+def _warn_of_missing_secret() -> None:
+    logging.getLogger("retrypolicy.ledger").warning(
+        "no secret is set: whoever can read the ledger can guess keys from its digests; set %s", SECRET_VARIABLE
+    )
 
 
 def _digest(secret: bytes, parts: tuple[bytes, ...]) -> bytes:

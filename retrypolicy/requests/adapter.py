@@ -150,7 +150,9 @@ class RetryAdapter(HTTPAdapter):
         run = current_run()
         if run is None:
             return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-        if run.pool is None or run.pool.pool is None:  # none yet, or closed meanwhile; the attempts of one send differ in nothing that chooses the pool
+        if (
+            run.pool is None or run.pool.pool is None
+        ):  # none yet, or closed meanwhile; the attempts of one send differ in nothing that chooses the pool
             run.pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
         run.on_pool(track(run.pool))
         return run.pool

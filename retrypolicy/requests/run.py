@@ -185,9 +185,7 @@ class Run:
         if call.deadline is not None and engine.mode != "observe":
             deadline = time.monotonic() + (call.deadline - engine.clock.monotonic())
         hooked = call.guarded and call.hooked
-        watch = Watch(
-            on_ready=self._arm if hooked else None, deadline=deadline, max_idle=self._adapter.max_idle
-        )
+        watch = Watch(on_ready=self._arm if hooked else None, deadline=deadline, max_idle=self._adapter.max_idle)
         self._armed_by_hook = False
         options = self._options
         if deadline is not None:
