@@ -15,7 +15,7 @@ import pytest
 import requests
 from anymail.exceptions import AnymailRecipientsRefused
 from anymail.message import AnymailMessage
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 from requests.adapters import BaseAdapter
 
 from retrypolicy.providers import Provider, load
@@ -86,8 +86,8 @@ class Case:
 
     name: str
     answer: Callable[[Any], Answer]
-    mail: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    options: dict[str, Any] = {}  # noqa: RUF012
+    mail: dict[str, Any] = field(factory=dict)
+    options: dict[str, Any] = field(factory=dict)
     expect: dict[str, tuple[str | None, str]]
 
 
