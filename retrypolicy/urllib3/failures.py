@@ -7,9 +7,10 @@ import socket
 import ssl
 from collections.abc import Iterator
 
+from urllib3 import exceptions as errors
+
 from retrypolicy.outcome import Failed, Stage
 from retrypolicy.urllib3.wire import Watch
-from urllib3 import exceptions as errors
 
 # Raised before a byte of the request can have gone out, and nowhere else.
 _NEVER_CONNECTED = (

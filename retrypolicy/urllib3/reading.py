@@ -25,11 +25,6 @@ class TooManyInformational(http.client.HTTPException):
     """More than `MAX_INFORMATIONAL` 1xx answers, and still no final one."""
 
 
-def has_whole_head(seen: bytes) -> bool:
-    """Is the whole of a final response head in the bytes that have come? (False: it takes a closer look.)"""
-    return len(seen) > 9 and 50 <= seen[9] <= 53 and seen.startswith(b"HTTP/1.") and b"\r\n\r\n" in seen
-
-
 class Lines:
     """The lines of one or more heads, with an eye on how they end."""
 

@@ -33,9 +33,10 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from retrypolicy.outcome import Stage
-from retrypolicy.urllib3.reading import HeadTruncated, Lines, bounded, has_whole_head
 from urllib3.exceptions import ConnectTimeoutError
+
+from retrypolicy.outcome import Stage
+from retrypolicy.urllib3.reading import HeadTruncated, Lines, bounded
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -115,9 +116,20 @@ _current: ContextVar[Watch | None] = ContextVar("retrypolicy_watch", default=Non
 
 
 def watching(watch: Watch) -> Watch:
-    """Bind a watch, once, to what this thread or greenlet does: `with watching(watch): ...`."""
+    """Bind a watch to what this thread or greenlet does, as the context manager it returns. Once for each watch."""
     return watch
 
+
+_process = 1  # counts forks
+
+
+def _after_fork() -> None:
+    global _process
+    _process += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 # Tracking pools
 
@@ -193,13 +205,13 @@ class _Watched(_Connection):
     _connecting = False  # what is sent now is for the proxy, not the request
     _served = False  # a response came over the present socket
     _last_use: float | None = None
-    _pid: int | None = None
+    _process = 0
     _head: bytes | None = b""  # None: the next send is the head; then the head; b"" outside of request()
     _body_sent = 0
 
     def connect(self) -> None:
         self._served = False
-        self._pid = os.getpid()
+        self._process = _process
         watch = _current.get()
         if watch is not None and not watch._begun:
             watch._stage = Stage.NOT_CONNECTED
@@ -234,7 +246,8 @@ class _Watched(_Connection):
         if watch is None or watch.deadline is None:
             return super()._tunnel()
         response_class = self.response_class
-        self.response_class = lambda sock, *args, **kwargs: bounded(response_class(sock, *args, **kwargs), sock, watch)
+        bound: Any = lambda sock, *args, **kwargs: bounded(response_class(sock, *args, **kwargs), sock, watch)  # noqa: E731
+        self.response_class = bound
         try:
             super()._tunnel()
         finally:
@@ -252,7 +265,7 @@ class _Watched(_Connection):
         # Asked when the connection is taken out of the pool.
         watch = _current.get()
         if watch is not None:
-            if self._pid != os.getpid():
+            if self._process != _process:
                 return False  # the parent process goes on using it
             if watch.max_idle is not None and (self._last_use is None or monotonic() - self._last_use > watch.max_idle):
                 return False
@@ -289,11 +302,10 @@ class _Watched(_Connection):
         if watch is None or self._connecting:
             return super().send(data)
         is_head = self._head is None
-        if not watch._begun:
-            if self.sock is None and self.auto_open:
-                self.connect()
-            if watch.on_ready is not None:
-                self._ready(watch)
+        if self.sock is None and self.auto_open:
+            self.connect()
+        if watch.on_ready is not None and not watch._begun:
+            self._ready(watch)
         try:
             if watch.deadline is not None:
                 self._bound(self.sock, watch.deadline)
@@ -313,7 +325,7 @@ class _Watched(_Connection):
             self._head = data
         else:
             watch.body_begun = True
-            self._body_sent += _size(data)
+            self._body_sent += len(data) if type(data) is bytes else memoryview(data).nbytes
 
     def _ready(self, watch: Watch) -> None:
         assert watch.on_ready is not None
@@ -332,7 +344,7 @@ class _Watched(_Connection):
         if _CHUNKED.search(head):
             return True
         lengths = _LENGTH.findall(head)
-        return bool(lengths) and self._body_sent + _size(data) <= min(map(int, lengths))
+        return bool(lengths) and self._body_sent + memoryview(data).nbytes <= min(map(int, lengths))
 
 
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
@@ -340,10 +352,6 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _SOCKET_MODULES = ("http.client", "ssl", "socket", "socks", __name__)
 _SOCKET_PACKAGES = ("urllib3.", "gevent.", "eventlet.")
 _LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-
-
-def _size(data: Any) -> int:
-    return len(data) if type(data) is bytes else memoryview(data).nbytes
 
 
 def _shorter(timeout: Any, left: float) -> float:
@@ -406,8 +414,8 @@ class _WatchedResponse(_Response):
         seen = self.fp.peek(1)  # readline() would lose a part of a line to a timeout
         if seen:
             watch._stage = Stage.ANSWERING
-        if has_whole_head(seen):
-            super().begin(*args, **kwargs)
+        if seen.find(b"\r\n\r\n", 12) > 0 and seen[8] == 32 and 50 <= seen[9] <= 53:
+            super().begin(*args, **kwargs)  # all of it is in the buffer: "HTTP/1.1 2" to "5", and its last line
         else:
             self._begin_carefully(*args, **kwargs)
         watch.head_complete = True
