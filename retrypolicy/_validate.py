@@ -21,7 +21,7 @@ def strict(cls: type[T]) -> type[T]:
     known = [a.alias for a in cls.__attrs_attrs__]  # type: ignore[attr-defined]  # set by attrs
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init_by_name(self: Any, *args: Any, **kwargs: Any) -> None:
         if args:
             raise PolicyError.of(cls.__name__, args[0], "given by name: " + ", ".join(known))
         for name in kwargs:
@@ -29,7 +29,7 @@ def strict(cls: type[T]) -> type[T]:
                 raise PolicyError.of(f"{cls.__name__}.{name}", kwargs[name], "one of the fields " + ", ".join(known))
         init(self, **kwargs)
 
-    cls.__init__ = __init__  # type: ignore[assignment]  # the same signature, for callers and inspect
+    cls.__init__ = init_by_name  # type: ignore[method-assign]  # the same signature, for callers and inspect
     return cls
 
 

@@ -35,6 +35,7 @@ from retrypolicy.events import (
     Event,
     Held,
     LedgerDown,
+    Observed,
     Replayed,
     Waiting,
     publish,
@@ -230,13 +231,14 @@ class Call:
         """Record an outcome, decide, and settle the key."""
         policy = self.policy
         if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and not outcome.body_error:
-            said, effect, decision = _APPLIED, Effect.APPLIED, _SUCCESS
+            said, effect = _APPLIED, Effect.APPLIED
+            decision: Decision = _SUCCESS
         else:
             said, effect, decision = self._judge(outcome)
         if policy.budget is not None or policy.breaker is not None:
             decision = self.engine.account(self, outcome, effect, decision)
-        if self.engine.mode == "observe" and not isinstance(decision, Stop):
-            self._tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+        if not isinstance(decision, Stop) and self.engine.mode == "observe":
+            self._tell(Observed, action=_action(decision), reason=decision.reason)
             decision = Stop(reason=Reason.OBSERVED)
         if self.guarded:
             decision = yield from self._settle(outcome, said, effect, decision)
@@ -407,7 +409,8 @@ class Call:
         self, outcome: Outcome, said: Meaning, effect: Effect, decision: Decision
     ) -> Generator[Command, Any, Decision]:
         """Write what became of the attempt. The write that failed is repeated: done in the background, others
-        before the next arm."""
+        before the next arm.
+        """
         until = decision.until if isinstance(decision, Defer) else 0.0
         if not self._armed:
             return (yield from self._settle_unarmed(decision, until))

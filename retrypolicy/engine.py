@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextlib
 import functools
 import inspect
 import os
@@ -39,6 +41,10 @@ def mode() -> str:
     if value not in MODES:
         raise ConfigurationError(f"{MODE_VARIABLE}: {value!r} is not allowed; must be one of {', '.join(MODES)}")
     return value
+
+
+override: str | None = None
+"""What replaces every engine's mode: set by `retrypolicy.testing.deactivated`."""
 
 
 class Engine:
@@ -79,7 +85,7 @@ class Engine:
         for listener in self.listeners:
             if not callable(getattr(listener, "on_event", None)):
                 raise ConfigurationError(f"listeners: {listener!r} is not allowed; must have a method on_event(event)")
-        self.mode = mode()
+        self._mode = mode()
         self.provider = _provider(provider, hosts)
         self.ledger = _ledger(ledger)
         self._secret_given = secret
@@ -88,6 +94,11 @@ class Engine:
         self._ended = threading.Condition()
         self._effective: dict[tuple[int, int], tuple[RetryPolicy, RetryPolicy]] = {}
         self._warned = False
+
+    @property
+    def mode(self) -> str:
+        """enforce, observe or off."""
+        return self._mode if override is None else override
 
     @functools.cached_property
     def secret(self) -> Secret:
@@ -125,7 +136,9 @@ class Engine:
         key: Key | None = None
         digest = mark = b""
         honoured = False
-        if method not in _NEVER_KEYED:
+        if self.mode == "observe":
+            pass  # nothing changes: no key goes out, and none is guarded
+        elif method not in _NEVER_KEYED:
             if header_key is not None or operation is not None:
                 what = content(provider)
                 key = self._key(header_key, what)
@@ -274,10 +287,7 @@ class Engine:
         try:
             command = next(steps)
             while True:
-                if command is ATTEMPT:
-                    command = steps.send(attempt(call))
-                else:
-                    command = self._obey(steps, command)
+                command = steps.send(attempt(call)) if command is ATTEMPT else self._obey(steps, command)
         except StopIteration as end:
             decision: Decision = end.value
             return decision
@@ -321,10 +331,8 @@ class Engine:
     def _clean_up(self, call: Call) -> None:
         left = call.abandon()
         if left is not None:
-            try:
+            with contextlib.suppress(LedgerUnavailable):  # the lease runs out by itself
                 self.perform(left)
-            except LedgerUnavailable:
-                pass  # the lease runs out by itself
 
     async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
         """As `drive`, without blocking the event loop (asyncio or trio)."""
@@ -351,10 +359,8 @@ class Engine:
         except BaseException:
             left = call.abandon()
             if left is not None:
-                try:
+                with contextlib.suppress(LedgerUnavailable):
                     await self._perform_async(left)
-                except LedgerUnavailable:
-                    pass
             raise
 
     async def _perform_async(self, command: Perform) -> Any:
@@ -389,15 +395,17 @@ class Engine:
         The guard is armed before each call of `fn`, since nobody can look inside. Raises what `fn` raised last, or a
         `CallRefused` of our own; `retrypolicy.report(error)` tells what happened.
         """
+        if self.mode == "off":
+            return fn(*args)
         work = _Work(self, fn, args, on, idempotent, classify)
         try:
-            decision = self.drive(work.call, work.attempt)
+            self.drive(work.call, work.attempt)
         except Replay as done:
             raise work.call.already_done(done.record) from None
         except CallRefused as refusal:
             work.call.refused(refusal)
             raise
-        return work.finish(decision)  # type: ignore[no-any-return]  # what fn returned
+        return work.finish()  # type: ignore[no-any-return]  # what fn returned
 
     async def run_async(
         self,
@@ -408,15 +416,17 @@ class Engine:
         classify: Callable[[Any], Outcome | Effect | None] | None = None,
     ) -> T:
         """`run` for a coroutine function, under asyncio or trio."""
+        if self.mode == "off":
+            return await fn(*args)
         work = _Work(self, fn, args, on, idempotent, classify)
         try:
-            decision = await self.drive_async(work.call, work.attempt_async)
+            await self.drive_async(work.call, work.attempt_async)
         except Replay as done:
             raise work.call.already_done(done.record) from None
         except CallRefused as refusal:
             work.call.refused(refusal)
             raise
-        return work.finish(decision)  # type: ignore[no-any-return]  # what fn returned
+        return work.finish()  # type: ignore[no-any-return]  # what fn returned
 
     def retry(
         self,
@@ -487,7 +497,7 @@ class _Work:
         listed = isinstance(error, self.on)
         return _outcome(said, Failed(error=error, retry_limit=None if listed else 0), error)
 
-    def finish(self, decision: Decision) -> Any:
+    def finish(self) -> Any:
         report = self.call.report()
         if self.error is not None:
             attach(self.error, report)

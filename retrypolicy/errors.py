@@ -46,7 +46,7 @@ class PolicyError(RetryPolicyError, ValueError):
     field: str = ""
     value: object = None
     allowed: str = ""
-    _fields = ("report", "field", "value", "allowed")
+    _fields: tuple[str, ...] = ("report", "field", "value", "allowed")
 
     @classmethod
     def of(cls, field: str, value: object, allowed: str) -> PolicyError:
@@ -67,7 +67,7 @@ class CallRefused(RetryPolicyError):
 
     retry_at: float | None = None
     key_digest: str | None = None
-    _fields = ("report", "retry_at", "key_digest")
+    _fields: tuple[str, ...] = ("report", "retry_at", "key_digest")
 
 
 class SendInProgress(CallRefused):
@@ -92,7 +92,7 @@ class AlreadyDone(CallRefused):
     """
 
     result: dict[str, Any] | None = None
-    _fields = ("report", "retry_at", "key_digest", "result")
+    _fields: tuple[str, ...] = ("report", "retry_at", "key_digest", "result")
 
 
 class KeyReused(CallRefused):

@@ -96,6 +96,14 @@ class LedgerDown(CallEvent):
 
 
 @frozen(kw_only=True)
+class Observed(CallEvent):
+    """`RETRYPOLICY_MODE=observe`: this would have been done, and was not."""
+
+    action: str
+    reason: Reason
+
+
+@frozen(kw_only=True)
 class Done(CallEvent):
     """A run of a call has ended, well or badly."""
 
@@ -104,7 +112,19 @@ class Done(CallEvent):
     reason: Reason
 
 
-Event = CallStarted | AttemptStarted | AttemptEnded | Decided | Waiting | Deferred | Held | Replayed | LedgerDown | Done
+Event = (
+    CallStarted
+    | AttemptStarted
+    | AttemptEnded
+    | Decided
+    | Waiting
+    | Deferred
+    | Held
+    | Replayed
+    | LedgerDown
+    | Observed
+    | Done
+)
 
 
 class Listener(Protocol):
@@ -136,6 +156,8 @@ def _log(event: Event) -> None:
             logger.warning("%s: outcome unknown, key %s is held", where, event.key_digest[:12])
         case Replayed():
             logger.info("%s: done earlier, key %s replayed, nothing sent", where, event.key_digest[:12])
+        case Observed():
+            logger.info("%s: observed only, would have done: %s (%s)", where, event.action, event.reason.value)
         case LedgerDown():
             logger.error("%s: ledger unavailable (%s)", where, event.operation)
         case _:

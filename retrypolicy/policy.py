@@ -19,24 +19,40 @@ from retrypolicy.http.statuses import FORCELIST, REFUSALS
 from retrypolicy.rules import Rule
 
 
-def _methods(value: Any) -> frozenset[str] | None:
-    if value is None:
-        return None
+def _methods(field: str, value: Any) -> frozenset[str]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise PolicyError.of("methods", value, 'a collection of method names, such as {"GET", "POST"}')
-    for name in value:
-        if not isinstance(name, str) or not name or not name.isascii() or not name.replace("-", "").isalnum():
-            raise PolicyError.of("methods", name, 'a method name such as "POST"')
-    return frozenset(name.upper() for name in value)
+        raise PolicyError.of(f"RetryPolicy.{field}", value, 'a collection of method names, such as {"GET", "POST"}')
+    names = list(value)
+    for name in names:
+        if not isinstance(name, str) or not name.isascii() or not name.replace("-", "").isalnum():
+            raise PolicyError.of(f"RetryPolicy.{field}", name, 'a method name such as "POST"')
+    return frozenset(name.upper() for name in names)
 
 
-def _statuses(value: Any) -> frozenset[int]:
+def _allowed_methods(value: Iterable[str] | None) -> frozenset[str] | None:
+    return None if value is None else _methods("allowed_methods", value)
+
+
+def _idempotent_methods(value: Iterable[str]) -> frozenset[str]:
+    return _methods("idempotent_methods", value)
+
+
+def _statuses(field: str, value: Any) -> frozenset[int]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise PolicyError.of("statuses", value, "a collection of statuses from 100 to 599")
-    for status in value:
+        raise PolicyError.of(f"RetryPolicy.{field}", value, "a collection of statuses from 100 to 599")
+    statuses = list(value)
+    for status in statuses:
         if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599:
-            raise PolicyError.of("statuses", status, "a status from 100 to 599")
-    return frozenset(int(status) for status in value)
+            raise PolicyError.of(f"RetryPolicy.{field}", status, "a status from 100 to 599")
+    return frozenset(int(status) for status in statuses)
+
+
+def _status_forcelist(value: Iterable[int]) -> frozenset[int]:
+    return _statuses("status_forcelist", value)
+
+
+def _refusal_statuses(value: Iterable[int]) -> frozenset[int]:
+    return _statuses("refusal_statuses", value)
 
 
 def _sorted(value: Any) -> str:
@@ -44,18 +60,6 @@ def _sorted(value: Any) -> str:
     if value is None:
         return "None"
     return f"frozenset({{{', '.join(map(repr, sorted(value)))}}})" if value else "frozenset()"
-
-
-def _named(name: str, convert: Any) -> Any:
-    """The converter, with the real field's name in its errors."""
-
-    def converter(value: Any) -> Any:
-        try:
-            return convert(value)
-        except PolicyError as error:
-            raise PolicyError.of(f"RetryPolicy.{name}", error.value, error.allowed) from None
-
-    return converter
 
 
 @strict
@@ -122,7 +126,7 @@ class RetryPolicy:
     attempt_timeout: wall-clock seconds for one attempt.
     lifetime: seconds from the first attempt after which the call is not tried again, over all its runs.
     allowed_methods: what may be repeated once bytes were sent; None: every method; an empty set: none.
-    idempotent_methods: methods whose repeat has no second effect (RFC 9110 9.2.2). Put POST here only to accept duplicates.
+    idempotent_methods: methods whose repeat has no second effect (RFC 9110 9.2.2). POST here accepts duplicates.
     status_forcelist: answers worth another attempt.
     refusal_statuses: answers that say that nothing was applied.
     rules: what answers mean, before the standard table; first match wins.
@@ -140,20 +144,14 @@ class RetryPolicy:
     total_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
     attempt_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
     lifetime: float | None = field(default=None, validator=optional_number(0, above=True))
-    allowed_methods: frozenset[str] | None = field(
-        default=None, repr=_sorted, converter=_named("allowed_methods", _methods)
-    )
+    allowed_methods: frozenset[str] | None = field(default=None, repr=_sorted, converter=_allowed_methods)
     idempotent_methods: frozenset[str] = field(
         default=IDEMPOTENT,
         repr=_sorted,
-        converter=_named("idempotent_methods", lambda v: _methods(() if v is None else v)),
+        converter=_idempotent_methods,
     )
-    status_forcelist: frozenset[int] = field(
-        default=FORCELIST, repr=_sorted, converter=_named("status_forcelist", _statuses)
-    )
-    refusal_statuses: frozenset[int] = field(
-        default=REFUSALS, repr=_sorted, converter=_named("refusal_statuses", _statuses)
-    )
+    status_forcelist: frozenset[int] = field(default=FORCELIST, repr=_sorted, converter=_status_forcelist)
+    refusal_statuses: frozenset[int] = field(default=REFUSALS, repr=_sorted, converter=_refusal_statuses)
     rules: tuple[Rule, ...] = field(default=(), converter=_rules)
     backoff: Backoff = field(factory=Exponential, validator=_backoff)
     pushback: Literal["defer", "cap", "stop", "ignore"] = field(

@@ -51,7 +51,7 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
     return {str(name).lower(): wanted for name, wanted in value.items()}
 
 
-def _pointer(_: Any, attribute: Any, value: Mapping[str, Any]) -> None:
+def _pointer(_: Any, attribute: Any, value: Mapping[Any, Any]) -> None:
     for pointer in value:
         if not isinstance(pointer, str) or (pointer and not pointer.startswith("/")):
             raise PolicyError.of(f"Rule.{attribute.name}", pointer, 'a JSON Pointer (RFC 6901): "" or "/name/0"')

@@ -17,14 +17,26 @@ from retrypolicy.outcome import Effect
 from retrypolicy.requests.adapter import RetryAdapter
 
 if TYPE_CHECKING:
-    from anymail.backends.base_requests import AnymailRequestsBackend
     from django.core.mail import EmailMessage
 
-    _Backend = AnymailRequestsBackend
+    class _Backend:
+        """What the mixin needs of Anymail's requests-based backends (they ship no types)."""
+
+        api_url: str
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def create_session(self) -> requests.Session: ...
+        def post_to_esp(self, payload: Any, message: Any) -> requests.Response: ...
+
 else:
     _Backend = object
 
 _RANDOM_KEY = "_retrypolicy_key"
+
+
+def _status(message: EmailMessage) -> object:
+    """Anymail puts its status on the message before anything else."""
+    return getattr(message, "anymail_status", None)
 
 
 class RetryMixin(_Backend):
@@ -82,13 +94,13 @@ class RetryMixin(_Backend):
             except Exception as error:
                 found = report(error)
                 if found is not None:
-                    attach(message.anymail_status, found)
+                    attach(_status(message), found)
                     if found.effect is Effect.NOT_APPLIED:
                         message.__dict__.pop(_RANDOM_KEY, None)
                 raise
         found = report(response)
         if found is not None:
-            attach(message.anymail_status, found)
+            attach(_status(message), found)
         message.__dict__.pop(_RANDOM_KEY, None)
         return response
 

@@ -1,7 +1,8 @@
 """A mail provider's API on a bad day: a real HTTP server in a process of its own, and the only one who counts.
 
-It talks to the process that started it in lines of JSON. In: the plan, then "counts" as often as wanted; the end of
-the input ends it. Out: its ports (one for each way of sending), then a line for each "kill" moment, and the counts.
+It answers the process that started it line by line, in JSON. To the plan: its ports, one for each way of sending. To
+the id of a sender's process: that it is known, and will be killed when its moment comes. To "counts": the book. The end
+of the input ends it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -45,6 +48,8 @@ class Day:
     """Everything that one way of sending did, as the server saw it."""
 
     counts: dict[tuple[str, int], Count] = field(factory=dict)
+    sender: int = 0  # the id of the process that sends
+    kills: int = 0
     first: float | None = None  # when the first request arrived, when the last one was over
     last: float = 0.0
     answers: dict[str, Answer] = field(factory=dict)  # by idempotency key
@@ -129,15 +134,14 @@ class Server:
             elif known.in_flight:
                 return _send(connection, 409, _resend_error(409, "concurrent_idempotent_requests"))
         try:
-            return self._answer(mode, connection, known.body, what, message)
+            return self._answer(mode, connection, known.body, what)
         finally:
             known.in_flight = False
 
-    def _answer(self, mode: str, connection: socket.socket, body: bytes, what: Fault, message: int) -> bool:
+    def _answer(self, mode: str, connection: socket.socket, body: bytes, what: Fault) -> bool:
         if what is Fault.KILL:
-            say({"kill": mode, "message": message})
-            with contextlib.suppress(ConnectionError):
-                connection.recv(1)  # the end of the connection: the death of the sender
+            self.days[mode].kills += 1
+            os.kill(self.days[mode].sender, signal.SIGKILL)
             return False
         if what is Fault.FIN:
             return False
@@ -157,6 +161,7 @@ class Server:
         with self.lock:
             return {
                 mode: {
+                    "kills": day.kills,
                     "seconds": round(day.last - day.first, 3) if day.first else 0.0,
                     "messages": [
                         {"api": api, "message": message, **asdict(count)}
@@ -244,22 +249,18 @@ def _reset(connection: socket.socket) -> bool:
     return False
 
 
-_OUTPUT = threading.Lock()
-
-
-def say(line: Mapping[str, Any]) -> None:
-    """One line of JSON to the process that started this one."""
-    with _OUTPUT:
-        print(json.dumps(line), flush=True)
-
-
 def main() -> None:
     """Serve until the input ends."""
     server = Server(json.loads(sys.stdin.readline()))
-    say({"ports": server.start()})
+    print(json.dumps(server.start()), flush=True)
     for line in sys.stdin:
-        if line.strip() == "counts":
-            say({"counts": server.report()})
+        asked = json.loads(line)
+        if asked == "counts":
+            answer = server.report()
+        else:
+            server.days[asked["mode"]].sender = asked["sender"]
+            answer = asked
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

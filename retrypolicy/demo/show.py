@@ -106,7 +106,7 @@ def _held(console: Console, play: Play, result: Tally) -> None:
         console.print("\nLook there, then say what you found, for one or for several at once:")
         for command in _commands(play.ledger, result.held[0]):
             console.print(Text("  " + shlex.join(["retrypolicy", "ledger", *command])), soft_wrap=True)
-    console.print(Text(f"\nThe ledger and the senders' log are in {play.directory.resolve()}"), soft_wrap=True)
+    console.print(Text(f"\nThe ledger and a log are in {play.directory.resolve()}"), soft_wrap=True)
 
 
 def _commands(ledger: str, one: Held) -> list[list[str]]:

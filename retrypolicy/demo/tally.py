@@ -88,7 +88,7 @@ def tally(play: Play, played: Played, ledger: Ledger) -> Tally:
             for mode in MODES
         },
         seconds={mode: played.book[mode]["seconds"] for mode in MODES},
-        kills=played.kills,
+        kills={mode: played.book[mode]["kills"] for mode in MODES},
         held=held,
         lost=tuple(
             task

@@ -65,7 +65,7 @@ def ledger(given: Ledger | str | None = None) -> Ledger | None:
     return _open(given) if isinstance(given, str) else given
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _open(url: str) -> Ledger:
     return open_ledger(url)
 

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from retrypolicy.errors import ConfigurationError
 
-SECRET_VARIABLE = "RETRYPOLICY_SECRET"
+SECRET_VARIABLE = "RETRYPOLICY_SECRET"  # noqa: S105 - the name of a variable
 MAX_KEY_LENGTH = 1024
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

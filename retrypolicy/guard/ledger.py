@@ -47,7 +47,7 @@ class Record:
     fence: int = 1  # +1 at every arm and takeover
     generation: int = 1  # which outgoing key: +1 when a refused call comes again with other content
     owner: bytes | None = field(default=None, repr=False)  # the call that holds it
-    token: bytes | None = field(default=None, repr=False)  # the arm that made it: tells a repeat of one arm from the next
+    token: bytes | None = field(default=None, repr=False)  # names the arm: tells its repeat from the next one
     lease: float = 0.0  # until when its owner is believed alive
     first_seen: float = 0.0
     first_armed: float | None = None
@@ -160,7 +160,7 @@ class Ledger(Protocol):
         """Evidence for a held key. "not_applied" counts only `quiet` seconds after the last arm."""
         ...
 
-    def records(self, where: Filter = Filter()) -> Iterator[Record]:  # noqa: B008 - an immutable value
+    def records(self, where: Filter = Filter()) -> Iterator[Record]:
         """Records that match, in no particular order."""
         ...
 

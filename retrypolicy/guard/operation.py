@@ -1,4 +1,7 @@
-"""operation(): names a call from outside the code that makes the request. A ContextVar: not carried into thread pools."""
+"""operation(): names a call from outside the code that makes the request.
+
+It is a ContextVar: threads of a pool do not inherit it.
+"""
 
 from __future__ import annotations
 

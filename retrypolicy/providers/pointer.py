@@ -21,7 +21,7 @@ def document(content: bytes | str | None) -> Any:
         return MISSING
     try:
         return json.loads(content)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):  # TypeError: a body that is a stream
         return MISSING
 
 

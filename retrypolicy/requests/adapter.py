@@ -84,21 +84,21 @@ class RetryAdapter(HTTPAdapter):
         self._engine = Engine(**self._settings)
         super().__init__(pool_connections, pool_maxsize, 0, pool_block)
 
-    # -- urllib3's own retries are never stacked on ours -----------------------------------------------------------------
+    # -- urllib3's own retries are never stacked on ours ---------------------------------------------------------------------
 
     @property
-    def max_retries(self) -> Urllib3Retry:  # type: ignore[override]  # a plain attribute in HTTPAdapter
+    def max_retries(self) -> Urllib3Retry:
         """Always none: urllib3 must make one attempt. What is assigned here becomes the policy."""
         return _ONE_ATTEMPT
 
     @max_retries.setter
     def max_retries(self, value: int | Urllib3Retry) -> None:
-        if isinstance(value, Urllib3Retry) and (value is _ONE_ATTEMPT or not value.total and value.read is False):
+        if isinstance(value, Urllib3Retry) and (value is _ONE_ATTEMPT or (not value.total and value.read is False)):
             return  # what HTTPAdapter's constructor sets by itself
         self._settings["policy"] = from_urllib3(value)
         self._engine = Engine(**self._settings)
 
-    # -- sending ---------------------------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
@@ -163,7 +163,7 @@ class RetryAdapter(HTTPAdapter):
         if self._transport is not None:
             self._transport.close()
 
-    # -- pickling: sessions pickle their adapters -------------------------------------------------------------------------
+    # -- pickling: sessions pickle their adapters ---------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         if self._settings["secret"] is not None:

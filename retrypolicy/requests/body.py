@@ -17,7 +17,8 @@ _CHUNK = 1 << 20
 
 class Body:
     """A request's body as given. Bytes and text can always be sent again; a file from where it stood, if it can seek;
-    an iterator, or a file without a position, only while nothing of it was read (urllib3 would send it empty)."""
+    an iterator, or a file without a position, only while nothing of it was read (urllib3 would send it empty).
+    """
 
     __slots__ = ("_position", "given", "rewindable")
 
@@ -54,7 +55,7 @@ def content(request: requests.PreparedRequest, body: Body, provider: Provider | 
     given: Any = body.given
     if given is not None and not isinstance(given, (bytes, bytearray, str)):
         given = _file_digest(body) if body.rewindable else b""
-    kind = request.headers.get("Content-Type", "")
+    kind: str | bytes = request.headers.get("Content-Type", "")
     return content_of(
         request.method or "GET",
         request.url or "",

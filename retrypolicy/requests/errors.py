@@ -8,39 +8,39 @@ from retrypolicy import errors
 
 
 class SendInProgress(errors.SendInProgress, requests.RequestException):
-    __doc__ = errors.SendInProgress.__doc__
+    """`retrypolicy.errors.SendInProgress`, for requests."""
 
 
 class SendHeld(errors.SendHeld, requests.RequestException):
-    __doc__ = errors.SendHeld.__doc__
+    """`retrypolicy.errors.SendHeld`, for requests."""
 
 
 class SendDeferred(errors.SendDeferred, requests.RequestException):
-    __doc__ = errors.SendDeferred.__doc__
+    """`retrypolicy.errors.SendDeferred`, for requests."""
 
 
 class AlreadyDone(errors.AlreadyDone, requests.RequestException):
-    __doc__ = errors.AlreadyDone.__doc__
+    """`retrypolicy.errors.AlreadyDone`, for requests."""
 
 
 class KeyReused(errors.KeyReused, requests.RequestException):
-    __doc__ = errors.KeyReused.__doc__
+    """`retrypolicy.errors.KeyReused`, for requests."""
 
 
 class LedgerUnavailable(errors.LedgerUnavailable, requests.RequestException):
-    __doc__ = errors.LedgerUnavailable.__doc__
+    """`retrypolicy.errors.LedgerUnavailable`, for requests."""
 
 
 class CircuitOpen(errors.CircuitOpen, requests.ConnectionError):
-    __doc__ = errors.CircuitOpen.__doc__
+    """`retrypolicy.errors.CircuitOpen`, for requests."""
 
 
 class DeadlineExceeded(errors.DeadlineExceeded, requests.Timeout):
-    __doc__ = errors.DeadlineExceeded.__doc__
+    """`retrypolicy.errors.DeadlineExceeded`, for requests."""
 
 
 class ConfigurationError(errors.ConfigurationError, requests.RequestException):
-    __doc__ = errors.ConfigurationError.__doc__
+    """`retrypolicy.errors.ConfigurationError`, for requests."""
 
 
 _OURS: dict[type[errors.RetryPolicyError], type[errors.RetryPolicyError]] = {

@@ -100,7 +100,7 @@ class Run:
             call = engine.begin(
                 method,
                 url,
-                header_key=header_key if header_key is None or isinstance(header_key, str) else header_key.decode(),
+                header_key=_text(header_key),
                 content=self._contents,
                 hooked=self._adapter.hooked,
             )
@@ -117,7 +117,8 @@ class Run:
 
     def _place_key(self, call: Call) -> None:
         """Put the outgoing key where the provider wants it, on a copy: the caller's request stays as it is."""
-        assert call.key is not None and call.provider is not None
+        assert call.key is not None
+        assert call.provider is not None
         placed = self._original.copy()
         outgoing = call.provider.outgoing(call.key.value, call.generation)
         body = call.provider.place(placed.headers, self._body.given, outgoing)
@@ -252,6 +253,10 @@ class Run:
 
 _FOLLOWED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers after which requests, or an auth handler, may send again for the same call."""
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _surely_unsent(outcome: Outcome) -> bool:

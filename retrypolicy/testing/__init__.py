@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         Stall,
         Tunnel,
     )
+    from retrypolicy.testing.switches import deactivated
 
 _CATALOGUE = ("FAULTS", "PORT_FAULTS", "TLS_FAULTS", "TUNNEL_FAULTS")
 _STEPS = ("Answer", "Blackhole", "Close", "Handshake", "Interim", "Raw", "Refuse", "Reset", "Stall", "Tunnel")
 _HOMES = {
     "VirtualClock": "retrypolicy.clock",
+    "deactivated": "retrypolicy.testing.switches",
     "FaultServer": "retrypolicy.testing.faults.server",
     "Request": "retrypolicy.testing.faults.incoming",
     **dict.fromkeys(_CATALOGUE, "retrypolicy.testing.faults.catalogue"),
@@ -51,6 +53,7 @@ __all__ = [
     "Stall",
     "Tunnel",
     "VirtualClock",
+    "deactivated",
 ]
 
 

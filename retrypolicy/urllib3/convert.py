@@ -6,13 +6,13 @@ import warnings
 from typing import Any
 
 from attrs import field, frozen
+from urllib3.util import Retry
 
 from retrypolicy._validate import number, strict
 from retrypolicy.errors import ConfigurationError, DuplicateRisk
 from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Rule
-from urllib3.util import Retry
 
 _MANY = 1_000_000
 """Attempts where urllib3 has no counter at all."""
@@ -47,7 +47,9 @@ def from_urllib3(retry: Retry | int | bool | None) -> RetryPolicy:
     """
     if isinstance(retry, bool) or retry is None or isinstance(retry, int):
         if isinstance(retry, int) and retry < 0:
-            raise ConfigurationError(f"max_retries: {retry!r} is not allowed; must be a number >= 0, or a urllib3 Retry")
+            raise ConfigurationError(
+                f"max_retries: {retry!r} is not allowed; must be a number >= 0, or a urllib3 Retry"
+            )
         retry = Retry.from_int(retry)
     if not isinstance(retry, Retry):
         raise ConfigurationError(f"max_retries: {retry!r} is not allowed; must be a number >= 0, or a urllib3 Retry")
@@ -99,7 +101,9 @@ def _warn(retry: Retry, methods: frozenset[str] | None) -> None:
         risks.append("it repeats every method after TLS and proxy errors, even when the server has read the request")
     if risks:
         warnings.warn(
-            "this Retry may send a request twice: " + "; ".join(risks) + ". The policy made from it stops there instead",
+            "this Retry may send a request twice: "
+            + "; ".join(risks)
+            + ". The policy made from it stops there instead",
             DuplicateRisk,
             stacklevel=3,
         )

@@ -55,31 +55,30 @@ def request_to(address: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", names())
 @given(
     address=ADDRESSES,
     where=st.sampled_from(["plain", "brackets", "name", "sentence"]),
     as_list=st.booleans(),
     in_header=st.booleans(),
 )
-def test_no_summary_holds_an_address(name: str, address: str, where: str, as_list: bool, in_header: bool) -> None:
+def test_no_summary_holds_an_address(address: str, where: str, as_list: bool, in_header: bool) -> None:
     answer = planted(address, where)
     content = json.dumps([answer, answer] if as_list else answer).encode()
     headers = {"X-Message-Id": address} if in_header else {}
-    kept = load(name).summary(200, content, headers=headers, request=json.dumps(request_to(address)))
-    stored = json.dumps(kept, ensure_ascii=False)
-    assert address not in stored
-    assert "@" not in stored
+    request = json.dumps(request_to(address))
+    for name in names():
+        stored = json.dumps(load(name).summary(200, content, headers=headers, request=request), ensure_ascii=False)
+        assert address not in stored, name
+        assert "@" not in stored, name
 
 
-@pytest.mark.parametrize("name", names())
 @given(content=st.binary() | st.text().map(str.encode), request=st.binary())
-def test_anything_can_be_summed_up_and_played_back(name: str, content: bytes, request: bytes) -> None:
-    provider = load(name)
-    kept = provider.summary(200, content, headers={"x": "y"}, request=request)
-    assert kept["status"] == 200
-    made = provider.replay(kept, request)
-    assert made is None or (200 <= made[0] < 300 and isinstance(made[2], bytes))
+def test_anything_can_be_summed_up_and_played_back(content: bytes, request: bytes) -> None:
+    for name in names():
+        kept = load(name).summary(200, content, headers={"x": "y"}, request=request)
+        assert kept["status"] == 200
+        made = load(name).replay(kept, request)
+        assert made is None or (200 <= made[0] < 300 and isinstance(made[2], bytes))
 
 
 @pytest.mark.parametrize("form", [".*", r"\S+", "<.*>", "[^ ]+@[^ ]+", "("])

@@ -136,6 +136,11 @@ def test_a_body_without_a_place_for_the_key(body: bytes | str | None) -> None:
     assert BODY.given({}, body) is None
 
 
+def test_a_stream_has_no_place_for_the_key() -> None:
+    with pytest.raises(ConfigurationError):
+        BODY.place({}, iter([b"{}"]), "k")
+
+
 def test_another_key_in_the_body() -> None:
     with pytest.raises(ConfigurationError, match="another key") as caught:
         BODY.place({}, '{"message": {"key": "mine"}}', "k")

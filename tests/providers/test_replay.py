@@ -18,6 +18,7 @@ from anymail.message import AnymailMessage
 from attrs import Factory, define, field, frozen
 from requests.adapters import BaseAdapter
 
+from retrypolicy.guard.key import content_of
 from retrypolicy.providers import Provider, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*SendGrid.*")
@@ -533,3 +534,25 @@ def test_where_a_replay_without_ids_would_lie_there_is_none(name: str) -> None:
     body = json.dumps({"to": [{"email": "ann@example.com"}], "Messages": [{"To": [{"Email": "ann@example.com"}]}]})
     assert load(name).replay({"by": "hand"}, body) is None
     assert load(name).replay(None, body) is None
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_same_message_has_the_same_content_in_every_build(name: str, batch: bool) -> None:
+    # Else a repeat would look like another message under the same key.
+    case = CASES.get(name + " batch", CASES[name]) if batch else CASES[name]
+    provider = load(name)
+    options = {**KEYS[name], **case.options, "generate_message_id": True}
+    contents, bodies = set(), set()
+    for api_key in ("k", "rotated") if name == "mandrill" else ("k", "k"):
+        mail = message(**case.mail)
+        mail.metadata = {"order": "42"} if name not in {"mailersend", "postal"} else {}
+        if "api_key" in options:
+            options["api_key"] = api_key
+        request = post(name, options, mail, case.answer).sent[0]
+        bodies.add(request.body)
+        left_out = (*provider.volatile, *provider.secret)
+        kind = request.headers.get("Content-Type") or ""
+        contents.add(content_of("POST", request.url or "", kind, request.body, left_out))
+    assert len(contents) == 1
+    assert len(bodies) == (2 if name in {"sendgrid", "unisender_go", "mandrill"} else 1)

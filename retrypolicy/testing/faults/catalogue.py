@@ -79,6 +79,7 @@ FAULTS: Mapping[str, Step] = MappingProxyType(
         # Informational answers.
         "interim_100": Answer(200, b"ok", interim=100),
         "interim_103": Answer(200, b"ok", interim=103),
+        "interim_103_early": Answer(200, b"ok", interim=Interim(103, every=0.1)),
         "interim_many": Answer(200, b"ok", interim=Interim(103, times=20)),
         "interim_endless": Answer(200, b"ok", interim=Interim(103, times=None, every=0.01)),
         "only_103": Answer(103),

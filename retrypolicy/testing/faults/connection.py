@@ -205,7 +205,9 @@ class Connection:
         if isinstance(act, Raw):
             self._stream.send(act.data)
         elif isinstance(act, Answer):
-            self._send(act, incoming, last=end in ("fin", "half", "close_notify"))
+            # Corked bytes are lost if the kernel answers unread ones with RST, so only what is whole may be corked.
+            whole = incoming is not None and incoming.complete
+            self._send(act, incoming, last=whole and end in ("fin", "half", "close_notify"))
         return self._end(end, incoming)
 
     def _usual_end(self, act: Act, incoming: Incoming | None) -> End:
