@@ -89,9 +89,8 @@ def compare(
         base.append(took["theirs"] / args.calls)
     gc.enable()
     ratio = statistics.median(ratios)
-    print(
-        f"{name:44s} ratio {ratio:.3f}  (peer's median {statistics.median(base) * 1e6:.0f} us a call, {args.rounds} pairs)"
-    )
+    peer = statistics.median(base) * 1e6
+    print(f"{name:48s} ratio {ratio:.3f}  (peer: {peer:.0f} us a call; {args.rounds} pairs)")
     return ratio
 
 

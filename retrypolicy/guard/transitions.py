@@ -181,7 +181,7 @@ def reject(
     sure: bool = False,
     not_before: float = 0.0,
 ) -> Record | None:
-    """Not applied, and the call is over: failed. If an earlier attempt's outcome is unknown, only a sure refusal counts.
+    """Not applied, and the call is over: failed. If an earlier attempt's outcome is unknown, only a sure one counts.
 
     From CLAIMED it gives up a call between its attempts.
     """

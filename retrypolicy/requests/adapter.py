@@ -84,7 +84,7 @@ class RetryAdapter(HTTPAdapter):
         self._engine = Engine(**self._settings)
         super().__init__(pool_connections, pool_maxsize, 0, pool_block)
 
-    # -- urllib3's own retries are never stacked on ours ---------------------------------------------------------------------
+    # -- urllib3's own retries are never stacked on ours --------------------------------------------------------------
 
     @property
     def max_retries(self) -> Urllib3Retry:
