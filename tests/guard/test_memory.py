@@ -1,0 +1,85 @@
+"""The ledger in memory: the transitions, a lock, and sharing by name."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from hypothesis import settings
+
+from retrypolicy.clock import VirtualClock
+from retrypolicy.guard.ledger import Phase, Refused, Take, Taken
+from retrypolicy.guard.memory import MemoryLedger
+
+from .ledger_machine import Subject, ledger_machine
+
+
+def _subject() -> Subject:
+    clock = VirtualClock()
+    return Subject(ledger=MemoryLedger(clock=clock), advance=clock.jump)
+
+
+class TestAgainstTheModel(ledger_machine(_subject).TestCase):  # type: ignore[misc] - made by hypothesis
+    settings = settings(stateful_step_count=40, deadline=None)
+
+
+def take(number: int = 0, **more: object) -> Take:
+    values = {
+        "key": b"k" * 32,
+        "owner": os.urandom(16),
+        "token": os.urandom(16),
+        "fingerprint": b"f" * 32,
+        "lease": 60.0,
+    }
+    return Take(**{**values, **more})  # type: ignore[arg-type] - a test's shorthand
+
+
+def test_threads_race_for_one_key_and_exactly_one_gets_it() -> None:
+    ledger = MemoryLedger()
+    start = threading.Barrier(16)
+    answers: list[Taken | Refused] = []
+
+    def race() -> None:
+        start.wait()
+        answers.append(ledger.arm(take()))
+
+    threads = [threading.Thread(target=race) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [type(answer) for answer in answers].count(Taken) == 1
+    assert len(answers) == 16
+
+
+def test_it_says_that_it_forgets() -> None:
+    ledger = MemoryLedger()
+    assert not ledger.durable
+    assert "forgets" in ledger.problems()[0]
+
+
+def test_purge_deletes_what_is_over_in_steps_and_nothing_else() -> None:
+    clock = VirtualClock()
+    ledger = MemoryLedger(clock=clock, retention=100.0)
+    for number in range(5):
+        key = bytes([number]) * 32
+        ledger.arm(take(key=key))
+        ledger.done(key, {"status": 200})
+    ledger.arm(take(key=b"armed" * 6))
+    assert ledger.purge() == 0
+    clock.advance(101)
+    assert [ledger.purge(2), ledger.purge(2), ledger.purge(2), ledger.purge(2)] == [2, 2, 1, 0]
+    assert [record.phase for record in ledger.records()] == [Phase.ARMED]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_can_use_it_though_a_thread_of_the_parent_was_inside() -> None:
+    ledger = MemoryLedger()
+    with ledger._lock:  # as another thread would have at the moment of the fork
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if isinstance(ledger.arm(take()), Taken) else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert ledger.read(b"k" * 32)[0] is None
