@@ -178,7 +178,7 @@ class Call:
             began = clock.monotonic()
             self.deadline = self._deadline(began)
             if self.guarded and not self.hooked:
-                yield from self.arm()
+                yield from self._arm_before()
             outcome: Outcome = yield ATTEMPT
             decision = yield from self._after(outcome, clock.monotonic() - began)
             if type(decision) is not Retry:
@@ -348,6 +348,14 @@ class Call:
             yield from self._give_up()
             self._reason = Reason.LIFETIME_OVER
             raise DeadlineExceeded("the call's lifetime was over before this attempt; it sent nothing")
+
+    def _arm_before(self) -> Generator[Command, Any, None]:
+        """For a transport that can't be hooked: arm before the attempt, which then goes out as this generation."""
+        while True:
+            try:
+                return (yield from self.arm())
+            except Renew as renew:
+                self.generation = renew.generation
 
     def _window(self) -> float | None:
         """How long after its first arm a held key may be armed again."""
@@ -573,7 +581,9 @@ class Call:
     def already_done(self, record: Record) -> AlreadyDone:
         """For a transport that can't make a response from what the ledger kept."""
         result = dict(record.result) if record.result is not None else {}
-        return AlreadyDone("this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex())
+        error = AlreadyDone("this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex())
+        self.refused(error)
+        return error
 
     def _tell(self, kind: type[Event], **facts: Any) -> None:
         listeners = self.engine.listeners

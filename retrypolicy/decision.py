@@ -157,9 +157,9 @@ def _not_retryable(
     if said.retry is not None:
         return None if said.retry or body_lost else Reason.NOT_RETRYABLE
     if policy.pushback != "ignore" and outcome.headers:
-        asked = do_not_retry(outcome.headers)
-        if asked is not None:
-            return None if asked else Reason.SERVER_SAID_NO
+        forbidden = do_not_retry(outcome.headers)
+        if forbidden is not None:
+            return Reason.SERVER_SAID_NO if forbidden else None
     if outcome.status in policy.status_forcelist or body_lost:
         return None
     return Reason.NOT_RETRYABLE

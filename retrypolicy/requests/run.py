@@ -49,6 +49,7 @@ class Run:
         "_error",
         "_hop",
         "_options",
+        "_placed",
         "_original",
         "_request",
         "_response",
@@ -72,6 +73,7 @@ class Run:
         self._error: BaseException | None = None
         self._armed_by_hook = False
         self._watched = False
+        self._placed = 0  # which generation of the outgoing key stands in the request
         self.pool: Any = None
 
     # -- beginning and end -------------------------------------------------------------------------------------------
@@ -108,8 +110,6 @@ class Run:
             if not hop.same_origin(url):
                 request.headers.pop(KEY_HEADER, None)  # another origin: no key goes along
             call = engine.follow(hop.call, method, url, same_origin=hop.same_origin(url), hooked=self._adapter.hooked)
-        if call.honoured:
-            self._place_key(call)
         return call
 
     def _contents(self, provider: Provider | None) -> bytes:
@@ -125,7 +125,7 @@ class Run:
         if body is not self._body.given:
             placed.body = body
             placed.prepare_content_length(body)
-        self._request = placed
+        self._request, self._placed = placed, call.generation
 
     def _finish(self, decision: Decision) -> requests.Response:
         call, response = self.call, self._response
@@ -153,9 +153,7 @@ class Run:
         call = self.call
         response = self._response_from(result)
         if response is None:
-            error = call.already_done(done.record)
-            call.refused(error)
-            raise as_requests_error(error, self._original) from None
+            raise as_requests_error(call.already_done(done.record), self._original) from None
         attach_call(response, call)
         return response
 
@@ -169,13 +167,13 @@ class Run:
     def attempt(self, call: Call) -> Outcome:
         """Make one attempt and say what came of it. Raises only the guard's refusals."""
         while True:
+            if call.honoured and self._placed != call.generation:
+                self._place_key(call)
             try:
                 return self._try_once(call)
             except Renew as renew:
                 # Refused before under other content: the same attempt again, under the next outgoing key.
                 call.generation = renew.generation
-                if call.honoured:
-                    self._place_key(call)
 
     def _try_once(self, call: Call) -> Outcome:
         engine = self._engine

@@ -1,0 +1,322 @@
+"""decide(): the safety rule, case by case as design and RFC 9110 have it, and as laws."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from attrs import evolve
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import retrypolicy.decision
+from retrypolicy import Answered, Constant, Effect, Exponential, Failed, History, Limits, Reason, RetryPolicy, Rule, Stage, decide
+from retrypolicy.decision import Defer, Retry, Stop
+from retrypolicy.http.methods import IDEMPOTENT
+from retrypolicy.outcome import NOTHING_SENT
+from retrypolicy.rules import meaning
+
+NOW = 1_800_000_000.0
+POLICY = RetryPolicy(backoff=Constant(seconds=1.0))
+UNSAFE = ["POST", "PATCH", "CONNECT", "MADEUP"]
+
+
+def after(outcome: Answered | Failed, policy: RetryPolicy = POLICY, **history: object) -> Retry | Defer | Stop:
+    return decide(policy, History(**history), outcome, now=NOW, random=0.5)  # type: ignore[arg-type]
+
+
+def failed(stage: Stage, **more: object) -> Failed:
+    return Failed(error=ConnectionError(), stage=stage, **more)  # type: ignore[arg-type]
+
+
+# -- the table of answers (design, section 3) --------------------------------------------------------------------------
+
+ANSWERS = [
+    (200, {}, Effect.APPLIED, Reason.SUCCESS),
+    (204, {}, Effect.APPLIED, Reason.SUCCESS),
+    (303, {}, Effect.APPLIED, Reason.SUCCESS),
+    (408, {}, Effect.NOT_APPLIED, None),
+    (421, {}, Effect.NOT_APPLIED, None),
+    (425, {}, Effect.NOT_APPLIED, None),
+    (429, {}, Effect.NOT_APPLIED, None),
+    (503, {"Retry-After": "1"}, Effect.NOT_APPLIED, None),
+    (503, {"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}, Effect.NOT_APPLIED, None),
+    (503, {"Retry-After": "soon"}, Effect.UNKNOWN, Reason.UNSAFE),
+    (503, {}, Effect.UNKNOWN, Reason.UNSAFE),
+    (400, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (401, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (404, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (409, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (422, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (307, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (308, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (501, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (505, {}, Effect.NOT_APPLIED, Reason.NOT_RETRYABLE),
+    (301, {}, Effect.UNKNOWN, Reason.NOT_RETRYABLE),
+    (302, {}, Effect.UNKNOWN, Reason.NOT_RETRYABLE),
+    (500, {}, Effect.UNKNOWN, Reason.UNSAFE),
+    (502, {}, Effect.UNKNOWN, Reason.UNSAFE),
+    (504, {}, Effect.UNKNOWN, Reason.UNSAFE),
+    (599, {}, Effect.UNKNOWN, Reason.NOT_RETRYABLE),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "effect", "stop"), ANSWERS)
+def test_what_an_answer_to_a_post_means(
+    status: int, headers: dict[str, str], effect: Effect, stop: Reason | None
+) -> None:
+    outcome = Answered(status=status, headers=headers)
+    assert meaning(outcome).effect is effect
+    decision = after(outcome, method="POST")
+    if stop is None:
+        assert decision == Retry(delay=1.0, reason=Reason.NOT_APPLIED)
+    else:
+        assert decision == Stop(reason=stop)
+
+
+STAGES = [
+    (Stage.NOT_CONNECTED, Effect.NOT_APPLIED, Retry(delay=1.0, reason=Reason.NOT_SENT)),
+    (Stage.NOT_SENT, Effect.NOT_APPLIED, Retry(delay=1.0, reason=Reason.NOT_SENT)),
+    (Stage.HEAD_UNFINISHED, Effect.NOT_APPLIED, Retry(delay=1.0, reason=Reason.NOT_SENT)),
+    (Stage.BODY_UNFINISHED, Effect.UNKNOWN, Stop(reason=Reason.UNSAFE)),
+    (Stage.SENT, Effect.UNKNOWN, Stop(reason=Reason.UNSAFE)),
+    (Stage.ANSWERING, Effect.UNKNOWN, Stop(reason=Reason.UNSAFE)),
+    (Stage.UNOBSERVED, Effect.UNKNOWN, Stop(reason=Reason.UNSAFE)),
+]
+
+
+@pytest.mark.parametrize(("stage", "effect", "decision"), STAGES)
+def test_what_a_failed_post_means(stage: Stage, effect: Effect, decision: Retry | Stop) -> None:
+    assert meaning(failed(stage)).effect is effect
+    assert after(failed(stage), method="POST") == decision
+
+
+def test_a_provider_that_never_acts_on_half_a_body_lets_it_be_sent_again() -> None:
+    rule = Rule(stage=Stage.BODY_UNFINISHED, effect=Effect.NOT_APPLIED)
+    decision = after(failed(Stage.BODY_UNFINISHED), POLICY.with_(rules=[rule]), method="POST")
+    assert decision == Retry(delay=1.0, reason=Reason.NOT_APPLIED)
+
+
+@pytest.mark.parametrize("method", sorted(IDEMPOTENT))
+def test_idempotent_methods_are_repeated_on_unknown(method: str) -> None:
+    """RFC 9110 9.2.2: idempotent methods can be repeated automatically."""
+    assert after(failed(Stage.SENT), method=method) == Retry(delay=1.0, reason=Reason.IDEMPOTENT)
+    assert after(Answered(status=502), method=method) == Retry(delay=1.0, reason=Reason.IDEMPOTENT)
+
+
+def test_post_among_the_idempotent_methods_is_named_for_what_it_is() -> None:
+    policy = POLICY.with_(idempotent_methods={"POST"})
+    assert after(failed(Stage.SENT), policy, method="POST") == Retry(delay=1.0, reason=Reason.ACCEPTED_RISK)
+
+
+def test_allowed_methods_gate_what_was_sent_but_not_what_was_not() -> None:
+    nothing = POLICY.with_(allowed_methods=())
+    assert after(Answered(status=429), nothing) == Stop(reason=Reason.METHOD_NOT_ALLOWED)
+    assert after(failed(Stage.SENT), nothing) == Stop(reason=Reason.METHOD_NOT_ALLOWED)
+    assert after(failed(Stage.NOT_CONNECTED), nothing) == Retry(delay=1.0, reason=Reason.NOT_SENT)
+
+
+def test_a_key_that_is_honoured_lets_an_unknown_post_go_again_inside_its_window() -> None:
+    assert after(failed(Stage.SENT), method="POST", key_until=NOW + 60) == Retry(delay=1.0, reason=Reason.KEYED)
+    assert after(failed(Stage.SENT), method="POST", key_until=NOW + 1.0) == Stop(reason=Reason.UNSAFE)
+    assert after(failed(Stage.SENT), method="POST", key_until=NOW - 1) == Stop(reason=Reason.UNSAFE)
+
+
+def test_a_refusal_after_an_unknown_attempt_proves_nothing() -> None:
+    """Design, section 3: a call's effect is that of its worst attempt."""
+    assert after(Answered(status=429), method="POST", tainted=True) == Stop(reason=Reason.UNSAFE)
+    assert after(failed(Stage.NOT_CONNECTED), method="POST", tainted=True) == Stop(reason=Reason.UNSAFE)
+    sure = POLICY.with_(rules=[Rule(status=429, effect=Effect.NOT_APPLIED, from_key_layer=True)])
+    assert isinstance(after(Answered(status=429), sure, method="POST", tainted=True), Retry)
+
+
+def test_errors_that_would_come_again_are_not_repeated() -> None:
+    assert after(failed(Stage.NOT_CONNECTED, retry_limit=0)) == Stop(reason=Reason.PERMANENT)
+    once = failed(Stage.NOT_CONNECTED, retry_limit=1)
+    assert isinstance(after(once), Retry)
+    assert after(once, attempts=2, streak=1) == Stop(reason=Reason.PERMANENT)
+
+
+def test_an_interrupt_is_never_retried() -> None:
+    for error in (KeyboardInterrupt(), SystemExit(), GeneratorExit()):
+        outcome = Failed(error=error, stage=Stage.NOT_CONNECTED)
+        assert after(outcome) == Stop(reason=Reason.INTERRUPTED)
+
+
+def test_a_lost_body_is_fetched_again_only_where_a_repeat_is_safe() -> None:
+    lost = Answered(status=200, body_error=OSError())
+    assert after(lost, method="GET") == Retry(delay=1.0, reason=Reason.IDEMPOTENT)
+    assert after(lost, method="POST") == Stop(reason=Reason.UNSAFE)
+    assert after(lost, method="POST", key_until=NOW + 60) == Retry(delay=1.0, reason=Reason.KEYED)
+
+
+def test_a_body_that_cannot_be_replayed_stops_the_call() -> None:
+    assert after(Answered(status=429), replayable=False) == Stop(reason=Reason.BODY_NOT_REPLAYABLE)
+
+
+def test_attempts_count_the_first() -> None:
+    policy = POLICY.with_(max_attempts=3)
+    assert isinstance(after(Answered(status=429), policy, attempts=2), Retry)
+    assert after(Answered(status=429), policy, attempts=3) == Stop(reason=Reason.ATTEMPTS_EXHAUSTED)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [(failed(Stage.NOT_CONNECTED), "connect"), (failed(Stage.SENT), "read"), (Answered(status=500), "status")],
+)
+def test_limits_count_each_kind_of_failure(outcome: Answered | Failed, kind: str) -> None:
+    policy = POLICY.with_(limits=Limits(**{kind: 1}))
+    assert isinstance(after(outcome, policy), Retry)
+    assert after(outcome, policy, spent={kind: 1}) == Stop(reason=Reason.LIMIT_EXHAUSTED)
+    assert isinstance(after(outcome, policy, spent={"other": 9}), Retry)
+
+
+# -- waits ---------------------------------------------------------------------------------------------------------------
+
+
+def answer(seconds: float) -> Answered:
+    return Answered(status=429, headers={"Retry-After": str(seconds)})
+
+
+@pytest.mark.parametrize(
+    ("pushback", "decision"),
+    [
+        ("defer", Defer(until=NOW + 90, reason=Reason.WAIT_TOO_LONG)),
+        ("cap", Retry(delay=60.0, reason=Reason.NOT_APPLIED)),
+        ("stop", Stop(reason=Reason.PUSHBACK_TOO_LONG)),
+        ("ignore", Retry(delay=1.0, reason=Reason.NOT_APPLIED)),
+    ],
+)
+def test_a_hint_beyond_max_wait(pushback: str, decision: object) -> None:
+    assert after(answer(90), POLICY.with_(pushback=pushback), method="POST") == decision
+
+
+def test_a_hint_is_a_floor_under_the_delay() -> None:
+    assert after(answer(5)) == Retry(delay=5.0, reason=Reason.NOT_APPLIED)
+    assert after(answer(0)) == Retry(delay=1.0, reason=Reason.NOT_APPLIED)
+
+
+def test_a_server_that_says_no_is_obeyed() -> None:
+    assert after(Answered(status=503, headers={"X-Should-Retry": "false"})) == Stop(reason=Reason.SERVER_SAID_NO)
+    said = Answered(status=409, headers={"X-Should-Retry": "true"})
+    assert after(said, method="POST") == Retry(delay=1.0, reason=Reason.NOT_APPLIED)
+
+
+def test_the_end_of_a_run_defers_and_the_end_of_a_call_stops() -> None:
+    run = POLICY.with_(total_timeout=10.0)
+    assert isinstance(after(answer(1), run, elapsed=8.9), Retry)
+    assert after(answer(1), run, elapsed=9.0) == Defer(until=NOW + 1, reason=Reason.RUN_OVER)
+    call = POLICY.with_(lifetime=100.0)
+    assert after(answer(1), call, first_seen=NOW - 99) == Stop(reason=Reason.LIFETIME_OVER)
+    assert isinstance(after(answer(1), call, first_seen=NOW - 98), Retry)
+    assert after(answer(1), not_after=NOW + 1) == Stop(reason=Reason.LIFETIME_OVER)
+    assert after(answer(90), call, first_seen=NOW - 50) == Stop(reason=Reason.LIFETIME_OVER)
+
+
+def test_the_budget_is_asked_last() -> None:
+    def without(outcome: Answered | Failed, **history: object) -> object:
+        return decide(POLICY, History(**history), outcome, now=NOW, random=0.5, permit=False)  # type: ignore[arg-type]
+
+    assert without(Answered(status=429)) == Stop(reason=Reason.BUDGET_EXHAUSTED)
+    assert without(Answered(status=200)) == Stop(reason=Reason.SUCCESS)
+    assert without(Answered(status=429), attempts=4) == Stop(reason=Reason.ATTEMPTS_EXHAUSTED)
+    assert without(answer(90)) == Defer(until=NOW + 90, reason=Reason.WAIT_TOO_LONG)
+
+
+# -- laws ----------------------------------------------------------------------------------------------------------------
+
+outcomes = st.one_of(
+    st.builds(
+        Answered,
+        status=st.integers(100, 599),
+        headers=st.dictionaries(st.sampled_from(["Retry-After", "X-Should-Retry", "Date"]), st.text(max_size=12)),
+        body_error=st.none() | st.just(OSError()),
+    ),
+    st.builds(Failed, error=st.just(OSError()), stage=st.sampled_from(Stage), retry_limit=st.none() | st.integers(0, 2)),
+)
+histories = st.builds(
+    History,
+    method=st.sampled_from([*sorted(IDEMPOTENT), *UNSAFE]),
+    attempts=st.integers(1, 12),
+    elapsed=st.floats(0, 1000),
+    first_seen=st.none() | st.floats(NOW - 1000, NOW),
+    previous=st.none() | st.floats(0, 100),
+    tainted=st.booleans(),
+    replayable=st.booleans(),
+    key_until=st.none() | st.floats(NOW - 100, NOW + 100),
+    not_after=st.none() | st.floats(NOW - 100, NOW + 100),
+    streak=st.integers(0, 3),
+)
+policies = st.builds(
+    RetryPolicy,
+    max_attempts=st.integers(1, 10),
+    max_wait=st.floats(0, 100),
+    total_timeout=st.none() | st.floats(0.1, 1000),
+    lifetime=st.none() | st.floats(0.1, 1000),
+    allowed_methods=st.none() | st.frozensets(st.sampled_from(["GET", "POST", "PUT"])),
+    status_forcelist=st.frozensets(st.integers(100, 599), max_size=4) | st.just(RetryPolicy().status_forcelist),
+    backoff=st.builds(Exponential, base=st.floats(0, 10), cap=st.floats(10, 100), jitter=st.sampled_from(["none", "full"])),
+    pushback=st.sampled_from(["defer", "cap", "stop", "ignore"]),
+)
+randoms = st.floats(0, 1, exclude_max=True)
+
+
+@given(policies, histories, outcomes, randoms, st.booleans())
+def test_an_unsafe_call_of_unknown_effect_is_never_repeated_without_an_open_key(
+    policy: RetryPolicy, history: History, outcome: Answered | Failed, random: float, permit: bool
+) -> None:
+    """Design, section 3, rule 4."""
+    assume(history.method not in IDEMPOTENT)
+    assume(history.tainted or meaning(outcome).effect is not Effect.NOT_APPLIED)
+    decision = decide(policy, history, outcome, now=NOW, random=random, permit=permit)
+    if not isinstance(decision, Stop):
+        due = NOW + decision.delay if isinstance(decision, Retry) else decision.until
+        assert history.key_until is not None
+        assert due < history.key_until
+
+
+@given(policies, histories, outcomes, randoms, st.booleans())
+def test_no_retry_sleeps_past_a_bound(
+    policy: RetryPolicy, history: History, outcome: Answered | Failed, random: float, permit: bool
+) -> None:
+    """Design, section 4: nothing above max_wait is slept, and no sleep is planned past a deadline."""
+    decision = decide(policy, history, outcome, now=NOW, random=random, permit=permit)
+    if isinstance(decision, Retry):
+        assert permit
+        assert 0 <= decision.delay <= policy.max_wait
+        assert history.attempts < policy.max_attempts
+        if policy.total_timeout is not None:
+            assert history.elapsed + decision.delay < policy.total_timeout
+    if not isinstance(decision, Stop):
+        due = NOW + decision.delay if isinstance(decision, Retry) else decision.until
+        assert history.not_after is None or due < history.not_after
+        if policy.lifetime is not None:
+            assert due < (NOW if history.first_seen is None else history.first_seen) + policy.lifetime
+
+
+@given(histories, st.sampled_from(sorted(NOTHING_SENT, key=lambda s: s.value)), randoms)
+def test_what_was_not_sent_is_retried(history: History, stage: Stage, random: float) -> None:
+    """Design, section 3, rule 1: any method, while attempts, time and the body allow it."""
+    history = evolve(history, attempts=min(history.attempts, 3), replayable=True, tainted=False, not_after=None)
+    assert isinstance(decide(POLICY, history, failed(stage), now=NOW, random=random), Retry)
+
+
+@given(policies, histories, outcomes, randoms)
+def test_decide_is_pure(policy: RetryPolicy, history: History, outcome: Answered | Failed, random: float) -> None:
+    """The same arguments give the same decision."""
+    first = decide(policy, history, outcome, now=NOW, random=random)
+    assert decide(policy, history, outcome, now=NOW, random=random) == first
+
+
+def test_decide_reads_no_clock_no_chance_and_no_environment() -> None:
+    imported = {line.split()[1] for line in inspect.getsource(retrypolicy.decision).splitlines() if line[:5] == "from "}
+    assert imported == {
+        "__future__",
+        "collections.abc",
+        "attrs",
+        "retrypolicy.http.methods",
+        "retrypolicy.http.pushback",
+        "retrypolicy.outcome",
+        "retrypolicy.policy",
+        "retrypolicy.rules",
+    }
