@@ -28,7 +28,8 @@ from retrypolicy.guard.ledger import ARM_TIMEOUT, RETENTION, Filter, Phase, Reco
 
 T = TypeVar("T")
 
-_TROUBLE = (sqlite3.Error, OSError, ConfigurationError)  # TimeoutError is an OSError
+# TimeoutError is an OSError; the last two are values that SQLite can't store (a huge number, half a character).
+_TROUBLE = (sqlite3.Error, OSError, ConfigurationError, OverflowError, UnicodeError)
 _system = SystemClock()
 _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)

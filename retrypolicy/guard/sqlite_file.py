@@ -335,14 +335,9 @@ def _prepare(connection: sqlite3.Connection, path: str) -> bool:
 
     Raises `ConfigurationError` for a file that is no ledger, or one of a newer version of this library.
     """
-    try:
-        kind = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if error.__class__ is sqlite3.DatabaseError:  # not a database, or malformed: the rest are its subclasses
-            raise ConfigurationError(f"{path} is not a ledger ({error}); name another file") from error
-        raise
+    kind = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     empty = not tables and kind in (0, APPLICATION_ID)
     if not empty and kind != APPLICATION_ID:
         raise ConfigurationError(f"{path} is a database, but not a ledger; name another file")
@@ -373,6 +368,8 @@ def _prepare(connection: sqlite3.Connection, path: str) -> bool:
 def _opening_failed(path: str, error: OSError | sqlite3.Error) -> ConfigurationError | LedgerUnavailable:
     """What to tell when the file can't be opened: the place is wrong, or it is only out of order now."""
     name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return ConfigurationError(f"{path} is not a ledger, or a damaged one ({error}); name another file")
     if isinstance(error, PermissionError) or name.startswith(("SQLITE_READONLY", "SQLITE_PERM")) or _read_only(path):
         return ConfigurationError(f"ledger {path} can't be written ({error}); it must be on a writable disk")
     return LedgerUnavailable(f"ledger {path} can't be opened: {error}")

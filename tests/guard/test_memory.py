@@ -21,7 +21,7 @@ def _subject() -> Subject:
 
 
 class TestAgainstTheModel(ledger_machine(_subject).TestCase):  # type: ignore[misc] - made by hypothesis
-    settings = settings(stateful_step_count=40, deadline=None)
+    settings = settings(stateful_step_count=30, deadline=None)
 
 
 def take(number: int = 0, **more: object) -> Take:
