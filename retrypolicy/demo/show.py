@@ -23,7 +23,8 @@ _API_NAMES = {"mandrill": "Mandrill", "resend": "Resend", "both": "both"}
 def all_of_it(play: Play, result: Tally) -> None:
     """Print the table and everything about it."""
     console = Console(highlight=False)
-    console.print(f"{play.count} messages, each through two APIs on a bad day (seed {play.seed}), sent in three ways:")
+    messages = "1 message" if play.count == 1 else f"{play.count} messages, each"
+    console.print(f"{messages} through two APIs on a bad day (seed {play.seed}), sent in three ways:")
     console.print()
     console.print(table(result))
     console.print()

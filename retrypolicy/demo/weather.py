@@ -29,7 +29,7 @@ REFUSALS = frozenset({Fault.UNREAD, Fault.BUSY, Fault.BUSY_HINT, Fault.LIMIT})
 # In percent of the first arrivals of a message; what is missing to 100 goes well.
 FIRST = {
     Fault.FIN: 4, Fault.RST: 4, Fault.LATE: 6, Fault.CUT: 4, Fault.GATEWAY: 2,
-    Fault.UNREAD: 3, Fault.BUSY: 5, Fault.BUSY_HINT: 4, Fault.LIMIT: 4,
+    Fault.UNREAD: 3, Fault.BUSY: 4, Fault.BUSY_HINT: 2, Fault.LIMIT: 3,
 }  # fmt: skip
 CALMER = 3
 """From the second arrival on, faults are this many times rarer: the bad day passes."""

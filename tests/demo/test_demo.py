@@ -53,9 +53,9 @@ def check(document: dict[str, Any], messages: int) -> None:
             assert row["received"] <= row["requests"]
         assert way["kills"] == 2
     plain, recipe, ours = (document["ways"][name] for name in ("plain", "recipe", "retrypolicy"))
-    assert plain["both"]["more"] == 2  # what a queue delivers again after a kill, and nothing else
+    assert plain["both"]["more"] <= 2  # what a queue delivers again after a kill, and nothing else
     assert plain["both"]["requests"] == 2 * messages + 2
-    assert recipe["both"]["more"] >= 2
+    assert recipe["both"]["more"] >= plain["both"]["more"]
     assert ours["both"]["more"] == 0
     assert ours["both"]["held"] == len(document["held"])
     assert ours["resend"]["held"] == 0  # it honours keys: whatever is unknown is sent again
@@ -71,6 +71,7 @@ def test_the_main_job(tmp_path: Path) -> None:
     ways = document["ways"]
     assert ways["recipe"]["both"]["more"] > 2  # more than what the kills account for
     assert ways["plain"]["both"]["never"] > 0
+    assert ways["plain"]["both"]["more"] == 2
     # The message whose sender was killed: accepted once at both, held where no key is honoured.
     killed = next(one for one in document["held"] if one["message"] == 8)
     assert (killed["api"], killed["accepted"], killed["label"]) == (
@@ -95,7 +96,7 @@ def test_a_single_message_from_a_folder_and_a_table(tmp_path: Path) -> None:
     done = retrypolicy("demo", "--messages", str(folder), "--keep", str(tmp_path / "kept it"))
     assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(done.stdout.split())
-    assert "1 messages, each through two APIs" in text
+    assert "1 message through two APIs" in text
     assert "accepted Note 1" in text  # held, and what the API's log says of it
     assert f"'sqlite:///{tmp_path}/kept%20it/ledger.db'" in text or f"sqlite:///{tmp_path}/kept%20it/ledger.db" in text
     assert "Traceback" not in text
@@ -147,3 +148,25 @@ def test_help_loads_no_subcommand() -> None:
     done = retrypolicy(code=code)
     assert (done.returncode, done.stderr) == (0, "")
     assert "demo" in done.stdout
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    """As in `retrypolicy ... | head -1`."""
+    code = (
+        "import sys, types\nfrom retrypolicy import cli\n"
+        "def run(arguments):\n    print('x' * 1_000_000)\n    return 0\n"
+        "talk = types.ModuleType('talk')\n"
+        "talk.add_parser = lambda subparsers: subparsers.add_parser('talk').set_defaults(run=run)\n"
+        "sys.modules['talk'] = talk\ncli.COMMANDS['talk'] = ('talk', 'talk')\nsys.exit(cli.main(['talk']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout.read(1) == b"x"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
