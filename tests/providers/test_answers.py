@@ -183,6 +183,9 @@ def test_rows_of_a_kept_list_reach_beyond_the_recipients() -> None:
 def test_without_recipients_nothing_can_be_made_of_them() -> None:
     assert EACH.made({"state": ["fine"]}, None) is None
     assert EACH.made({"ids": []}, None) is None
+    by_name = Answers(recipients=["/to/*"], replay=[Template(body={"{address}": 1})])
+    assert by_name.made({}, "{}") is None
+    assert by_name.made({}, '{"to": ["ann@x.org"]}') is not None
 
 
 def test_a_template_is_not_filled_twice() -> None:
