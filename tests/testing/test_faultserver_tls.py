@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -182,6 +183,18 @@ def rest_strictly(sock: ssl.SSLSocket) -> str:
     except ssl.SSLEOFError:
         return "cut"
     return "whole"
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_client_that_says_goodbye_is_no_request(version: Any) -> None:
+    """Under TLS 1.3 its close_notify looks like data from outside."""
+    with FaultServer([Handshake(version=version), Answer()], tls=True) as server:
+        with connect_tls(server) as sock:
+            sock.sendall(GET)
+            read(sock, OK)
+            with contextlib.suppress(OSError):
+                sock.unwrap()
+        assert server.settle().played == 2
 
 
 def test_bodies_larger_than_a_record() -> None:
