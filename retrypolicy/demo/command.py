@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _refuse("stopped", code=130)
     result = _tally(plan, played)
     if arguments.json:
-        print(json.dumps(_document(plan, result, time.monotonic() - started), indent=2, ensure_ascii=False))
+        print(json.dumps(_document(plan, result, time.monotonic() - started), indent=2))
     else:
         show.all_of_it(plan, result)
     return 0 if result.good else 1

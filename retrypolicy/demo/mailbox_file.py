@@ -95,7 +95,8 @@ def _parse(source: bytes) -> EmailMessage:
 def _letter(message: EmailMessage) -> Letter:
     plain, html = message.get_body(("plain",)), message.get_body(("html",))
     return Letter(
-        subject=" ".join(_header(message, "subject").split()),
+        # It is shown on a terminal: nothing in it may move the cursor.
+        subject=" ".join("".join(c if c.isprintable() else " " for c in _header(message, "subject")).split()),
         sender=next(iter(_addresses(message, "from")), "sender@example.com"),
         to=_addresses(message, "to") or ("undisclosed-recipients@example.com",),
         cc=_addresses(message, "cc"),

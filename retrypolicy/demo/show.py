@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,8 @@ _API_NAMES = {"mandrill": "Mandrill", "resend": "Resend", "both": "both"}
 
 def all_of_it(play: Play, result: Tally) -> None:
     """Print the table and everything about it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # subjects have letters that not every terminal has
     console = Console(highlight=False)
     messages = "1 message" if play.count == 1 else f"{play.count} messages, each"
     console.print(f"{messages} through two APIs on a bad day (seed {play.seed}), sent in three ways:")
