@@ -31,12 +31,12 @@ FIELD = re.compile(r"( *)([a-z_]+(?:, [a-z_]+)*): ")
 
 
 def fields(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings list fields as plain `name: text`; here that becomes a list of fields."""
+    """Docstrings list fields as plain `name: text`; here that becomes a list. Continued lines are indented by four."""
     before, inside = "", False
     for at, line in enumerate(lines):
         starts = FIELD.match(line) is not None and (inside or not before or before.endswith(":"))
         if starts:
-            lines[at] = FIELD.sub(r"\1:\2: ", line, count=1)
+            lines[at] = FIELD.sub(r"\1*   ``\2``: ", line, count=1)
         inside = starts or (inside and line.startswith(" "))
         before = line
 

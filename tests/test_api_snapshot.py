@@ -9,7 +9,7 @@ import enum
 import importlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -29,11 +29,13 @@ def shown(value: object) -> str:
     """A default value, without anything that changes from run to run (set order, addresses)."""
     if isinstance(value, frozenset | set):
         return "{" + ", ".join(sorted(map(shown, value))) + "}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(sorted(map(shown, value))) + "}"
     if isinstance(value, enum.Enum):
         return str(value)
     if inspect.isroutine(value) or inspect.isclass(value):
         return str(value.__qualname__)
-    text = repr(value)
+    text = repr(value).removeprefix("_Nothing.")
     return "..." if " at 0x" in text else text
 
 
@@ -68,8 +70,9 @@ def described(name: str, value: object) -> Iterator[str]:
         return
     bases = [base.__name__ for base in value.__bases__ if base is not object]
     yield f"class {name}{signature(value)}" + (f" is {', '.join(bases)}" if bases else "")
+    fields = {field.name for field in getattr(value, "__attrs_attrs__", ())}  # in the signature already
     for member, found in sorted(vars(value).items()):
-        if not member.startswith("_"):
+        if not member.startswith("_") and member not in fields:
             plain = found.__func__ if isinstance(found, classmethod | staticmethod) else found
             yield f"    {member}{signature(plain) if inspect.isroutine(plain) else ''}"
 
