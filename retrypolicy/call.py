@@ -108,6 +108,8 @@ class Call:
     replayed = False
     recorded: bool | None = None
     retry_at: float | None = None
+    began = 0.0  # when the running attempt began, on the monotonic clock
+    sent: bytes | None = None  # the body that goes out, where the transport has it at hand
     last_kind: Any = None  # of the last retry that the budget permitted
     _reason = Reason.SUCCESS
     _effect = Effect.NOT_APPLIED
@@ -171,11 +173,13 @@ class Call:
             if self.policy.total_timeout is not None:
                 self._end = self._started + self.policy.total_timeout
         self._tell(CallStarted)
+        if self.policy.budget is not None:
+            self.engine.opened(self)
         while True:
             stop = self._before()
             if stop is not None:
                 return self._ended(stop)
-            began = clock.monotonic()
+            began = self.began = clock.monotonic()
             self.deadline = self._deadline(began)
             if self.guarded and not self.hooked:
                 yield from self._arm_before()
@@ -198,6 +202,8 @@ class Call:
         reason = Reason.LIFETIME_OVER
         if self.not_after is not None and self.engine.clock.now() >= self.not_after:
             refusal = DeadlineExceeded("the call's time was over before this attempt; nothing was sent")
+        elif self._records and self._key_is_forgotten():
+            reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
         elif self.policy.breaker is not None:
             wait = self.engine.breaker_wait(self)
             if wait is not None:
@@ -206,10 +212,6 @@ class Call:
                     f"the circuit to {self.host or 'this host'} is open; nothing was sent",
                     retry_at=self.engine.clock.now() + wait,
                 )
-        if refusal is None and self._records:
-            until = self._key_until()
-            if self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until:
-                reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
         if refusal is None:
             self._tell(AttemptStarted, number=self.attempts)
             return None
@@ -219,6 +221,11 @@ class Call:
             return Stop(reason=reason)
         self._reason = reason
         raise refusal
+
+    def _key_is_forgotten(self) -> bool:
+        """The wait took longer than planned, and a repeat is no longer covered by the key."""
+        until = self._key_until()
+        return self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until
 
     def _deadline(self, now: float) -> float | None:
         limit = self.policy.attempt_timeout
@@ -294,11 +301,6 @@ class Call:
     def follows(self, before: Call) -> None:
         """This hop shares the time of the call it belongs to."""
         self._started, self._end = before._started, before._end
-
-    @property
-    def is_first_attempt(self) -> bool:
-        """Nothing of this run is on record yet."""
-        return not self._records
 
     # -- the guard ---------------------------------------------------------------------------------------------------
 
@@ -523,7 +525,9 @@ class Call:
         if not isinstance(outcome, Answered):
             return {}
         if self.provider is not None:
-            return self.provider.summary(outcome.status, outcome.body)
+            return self.provider.summary(
+                outcome.status, outcome.body, headers=outcome.headers, request=self.sent
+            )
         return {"status": outcome.status}
 
     def _provider_name(self) -> str:

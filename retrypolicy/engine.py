@@ -119,7 +119,7 @@ class Engine:
         method: str,
         url: str,
         *,
-        header_key: str | None = None,
+        own_key: Callable[[Provider | None], str | None] = lambda provider: None,
         content: Callable[[Provider | None], bytes] = lambda provider: b"",
         hooked: bool = False,
     ) -> Call:
@@ -138,9 +138,10 @@ class Engine:
         if self.mode == "observe":
             pass  # nothing changes: no key goes out, and none is guarded
         elif method not in _NEVER_KEYED:
-            if header_key is not None or operation is not None:
+            own = own_key(provider)
+            if own is not None or operation is not None:
                 what = content(provider)
-                key = self._key(header_key, what)
+                key = self._key(own, what)
                 if key is not None:
                     honoured = provider is not None and provider.honours(method, host, path)
                     if self.ledger is not None:
@@ -190,16 +191,14 @@ class Engine:
         call.follows(before)
         return call
 
-    def _key(self, header_key: str | None, content: bytes) -> Key | None:
+    def _key(self, own: str | None, content: bytes) -> Key | None:
         operation = current_operation()
         bound = None if operation is None else operation.key_for(content)
-        if header_key is None:
+        if own is None:
             return bound
-        if operation is not None and operation.key is not None and operation.key != header_key:
-            raise ConfigurationError(
-                "the request's own Idempotency-Key header and the operation's key differ; nothing was sent"
-            )
-        return Key(value=check_key(header_key), label="" if operation is None else operation.label)
+        if operation is not None and operation.key not in (None, own) and not operation.yields:
+            raise ConfigurationError("the key in the request itself and the operation's key differ; nothing was sent")
+        return Key(value=check_key(own), label="" if operation is None else operation.label)
 
     def _digests(self, key: Key, content: bytes) -> tuple[bytes, bytes]:
         secret = self.secret
@@ -235,6 +234,16 @@ class Engine:
 
     # -- budget and breaker --------------------------------------------------------------------------------------------
 
+    def opened(self, call: Call) -> None:
+        """Tell the budget of a call that begins."""
+        if call.policy.budget is not None:
+            call.policy.budget.state(call.host, self.clock).on_call()
+
+    def not_made(self, call: Call) -> None:
+        """Tell the breaker that an attempt it let through was not made."""
+        if call.policy.breaker is not None:
+            call.policy.breaker.state(call.host, self.clock).record(None, call.began)
+
     def breaker_wait(self, call: Call) -> float | None:
         """Seconds until the breaker lets a call to this host through again; None: now."""
         assert call.policy.breaker is not None
@@ -245,13 +254,11 @@ class Engine:
         policy = call.policy
         healthy = _healthy(outcome)
         if policy.breaker is not None:
-            policy.breaker.state(call.host, self.clock).record(healthy)
+            policy.breaker.state(call.host, self.clock).record(healthy, call.began)
         if policy.budget is None:
             return decision
         state = policy.budget.state(call.host, self.clock)
         kind = _kind(outcome)
-        if call.is_first_attempt:
-            state.on_call()
         if isinstance(decision, Stop) and decision.reason is Reason.SUCCESS:
             state.on_success(call.last_kind)
             return decision
@@ -328,6 +335,7 @@ class Engine:
             return
 
     def _clean_up(self, call: Call) -> None:
+        self.not_made(call)
         left = call.abandon()
         if left is not None:
             with contextlib.suppress(LedgerUnavailable):  # the lease runs out by itself
@@ -356,6 +364,7 @@ class Engine:
             decision: Decision = end.value
             return decision
         except BaseException:
+            self.not_made(call)
             left = call.abandon()
             if left is not None:
                 with contextlib.suppress(LedgerUnavailable):

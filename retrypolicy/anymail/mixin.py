@@ -88,7 +88,8 @@ class RetryMixin(_Backend):
 
     def post_to_esp(self, payload: Any, message: EmailMessage) -> requests.Response:
         """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
-        with operation(key=self.key_of(message), label=getattr(message, "retry_label", "")):
+        with operation(key=self.key_of(message), label=getattr(message, "retry_label", "")) as op:
+            op.yields = getattr(message, "idempotency_key", None) is None
             try:
                 response = super().post_to_esp(payload, message)
             except Exception as error:

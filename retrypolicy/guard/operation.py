@@ -31,6 +31,7 @@ class Operation:
         self.policy = policy
         self.label = label
         self.not_after = not_after
+        self.yields = False  # to a key that stands in the request itself
         self._bound: bytes | None = None
         self._seen: dict[bytes, int] = {}
 

@@ -97,12 +97,11 @@ class Run:
         request, engine = self._original, self._engine
         method, url = request.method or "GET", request.url or ""
         hop = self._hop = hop_of(request)
-        header_key = request.headers.get(KEY_HEADER)
         if hop is None:
             call = engine.begin(
                 method,
                 url,
-                header_key=_text(header_key),
+                own_key=self._own_key,
                 content=self._contents,
                 hooked=self._adapter.hooked,
             )
@@ -110,7 +109,17 @@ class Run:
             if not hop.same_origin(url):
                 request.headers.pop(KEY_HEADER, None)  # another origin: no key goes along
             call = engine.follow(hop.call, method, url, same_origin=hop.same_origin(url), hooked=self._adapter.hooked)
+        if call.guarded:
+            call.sent = self._body.as_bytes()
         return call
+
+    def _own_key(self, provider: Provider | None) -> str | None:
+        """The key that the caller put into the request."""
+        headers = self._original.headers
+        given = headers.get(KEY_HEADER)
+        if given is None and provider is not None:
+            given = provider.given(headers, self._body.given)
+        return given.decode("latin-1") if isinstance(given, bytes) else given
 
     def _contents(self, provider: Provider | None) -> bytes:
         return bodies.content(self._original, self._body, provider)
@@ -135,7 +144,7 @@ class Run:
         assert response is not None
         if decision.reason is Reason.SUCCESS and response.status_code >= 400 and call.provider is not None:
             # A refusal that says "you sent this before": the call took effect, so its answer is a success.
-            made = self._response_from(call.provider.summary(response.status_code, None))
+            made = self._response_from(call.provider.summary(response.status_code, None, request=call.sent))
             response = made if made is not None else response
         exhausted = decision.reason in (Reason.ATTEMPTS_EXHAUSTED, Reason.LIMIT_EXHAUSTED)
         if exhausted and call.policy.on_exhausted == "raise":
@@ -251,10 +260,6 @@ class Run:
 
 _FOLLOWED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers after which requests, or an auth handler, may send again for the same call."""
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _surely_unsent(outcome: Outcome) -> bool:
