@@ -10,7 +10,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import retrypolicy.decision
-from retrypolicy import Answered, Constant, Effect, Exponential, Failed, History, Limits, Reason, RetryPolicy, Rule, Stage, decide
+from retrypolicy import (
+    Answered,
+    Constant,
+    Effect,
+    Exponential,
+    Failed,
+    History,
+    Limits,
+    Reason,
+    RetryPolicy,
+    Rule,
+    Stage,
+    decide,
+)
 from retrypolicy.decision import Defer, Retry, Stop
 from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.outcome import NOTHING_SENT
@@ -29,7 +42,7 @@ def failed(stage: Stage, **more: object) -> Failed:
     return Failed(error=ConnectionError(), stage=stage, **more)  # type: ignore[arg-type]
 
 
-# -- the table of answers (design, section 3) --------------------------------------------------------------------------
+# -- the table of answers (design, section 3) --------------------------------------------------------------
 
 ANSWERS = [
     (200, {}, Effect.APPLIED, Reason.SUCCESS),
@@ -171,7 +184,7 @@ def test_limits_count_each_kind_of_failure(outcome: Answered | Failed, kind: str
     assert isinstance(after(outcome, policy, spent={"other": 9}), Retry)
 
 
-# -- waits ---------------------------------------------------------------------------------------------------------------
+# -- waits --------------------------------------------------------------
 
 
 def answer(seconds: float) -> Answered:
@@ -223,7 +236,7 @@ def test_the_budget_is_asked_last() -> None:
     assert without(answer(90)) == Defer(until=NOW + 90, reason=Reason.WAIT_TOO_LONG)
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------------
+# -- laws --------------------------------------------------------------
 
 outcomes = st.one_of(
     st.builds(
@@ -232,7 +245,9 @@ outcomes = st.one_of(
         headers=st.dictionaries(st.sampled_from(["Retry-After", "X-Should-Retry", "Date"]), st.text(max_size=12)),
         body_error=st.none() | st.just(OSError()),
     ),
-    st.builds(Failed, error=st.just(OSError()), stage=st.sampled_from(Stage), retry_limit=st.none() | st.integers(0, 2)),
+    st.builds(
+        Failed, error=st.just(OSError()), stage=st.sampled_from(Stage), retry_limit=st.none() | st.integers(0, 2)
+    ),
 )
 histories = st.builds(
     History,
@@ -255,7 +270,9 @@ policies = st.builds(
     lifetime=st.none() | st.floats(0.1, 1000),
     allowed_methods=st.none() | st.frozensets(st.sampled_from(["GET", "POST", "PUT"])),
     status_forcelist=st.frozensets(st.integers(100, 599), max_size=4) | st.just(RetryPolicy().status_forcelist),
-    backoff=st.builds(Exponential, base=st.floats(0, 10), cap=st.floats(10, 100), jitter=st.sampled_from(["none", "full"])),
+    backoff=st.builds(
+        Exponential, base=st.floats(0, 10), cap=st.floats(10, 100), jitter=st.sampled_from(["none", "full"])
+    ),
     pushback=st.sampled_from(["defer", "cap", "stop", "ignore"]),
 )
 randoms = st.floats(0, 1, exclude_max=True)

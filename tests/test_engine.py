@@ -178,7 +178,7 @@ def test_trio_works_as_asyncio_does(clock: VirtualClock, ledger: MemoryLedger) -
     assert fn.calls == 2
 
 
-# -- the guard -----------------------------------------------------------------------------------------------------------
+# -- the guard --------------------------------------------------------------
 
 
 def run(engine: Engine, fn: Callable[[], object], key: str = "k", **options: Any) -> object:
@@ -426,7 +426,7 @@ def test_an_interrupt_while_waiting_gives_the_key_up(clock: VirtualClock, ledger
     assert [r.phase for r in ledger.records()] == [Phase.FAILED]
 
 
-# -- the rest of a policy ------------------------------------------------------------------------------------------------
+# -- the rest of a policy --------------------------------------------------------------
 
 
 def test_stop_wakes_and_ends_calls() -> None:

@@ -10,7 +10,6 @@ from retrypolicy import (
     WEB,
     WORKER,
     CircuitBreaker,
-    Constant,
     Decorrelated,
     Effect,
     Exponential,

@@ -175,7 +175,7 @@ class RetryAdapter(HTTPAdapter):
         self._settings = state["_settings"]
         self._transport, self.max_idle = state["_transport"], state["max_idle"]
         self._engine = Engine(**self._settings)
-        super().__setstate__(state)  # type: ignore[misc]  # not in the stubs
+        super().__setstate__(state)
 
 
 _ONE_ATTEMPT = Urllib3Retry(0, read=False)

@@ -115,7 +115,7 @@ class Run:
 
     def _own_key(self, provider: Provider | None) -> str | None:
         """The key that the caller put into the request."""
-        headers = self._original.headers
+        headers: Any = self._original.headers  # its stubs allow bytes
         given = headers.get(KEY_HEADER)
         if given is None and provider is not None:
             given = provider.given(headers, self._body.given)
@@ -130,7 +130,8 @@ class Run:
         assert call.provider is not None
         placed = self._original.copy()
         outgoing = call.provider.outgoing(call.key.value, call.generation)
-        body = call.provider.place(placed.headers, self._body.given, outgoing)
+        headers: Any = placed.headers
+        body = call.provider.place(headers, self._body.given, outgoing)
         if body is not self._body.given:
             placed.body = body
             placed.prepare_content_length(body)

@@ -49,7 +49,7 @@ def honouring(host: str = "127.0.0.1", **more: Any) -> Provider:
     return Provider(name="made-up", hosts=(host,), key=placement, **more)
 
 
-# -- decisions, on the wire ----------------------------------------------------------------------------------------------
+# -- decisions, on the wire --------------------------------------------------------------
 
 
 def test_a_post_is_repeated_after_a_refusal(client: requests.Session) -> None:
@@ -120,7 +120,9 @@ def test_a_generator_of_which_nothing_was_read_is_sent(client: requests.Session)
 
         def refused_twice(request: Any, *args: Any, **kwargs: Any) -> Any:
             pool = real(request, *args, **kwargs)
-            pool.host, pool.port = ("127.0.0.1", 9) if next(failures, None) else ("127.0.0.1", int(url.split(":")[2][:-1]))
+            pool.host, pool.port = (
+                ("127.0.0.1", 9) if next(failures, None) else ("127.0.0.1", int(url.split(":")[2][:-1]))
+            )
             return pool
 
         adapter.get_connection_with_tls_context = refused_twice  # type: ignore[method-assign]
@@ -171,7 +173,7 @@ def test_no_fault_applies_a_post_twice(name: str, size: int) -> None:
         assert server.complete <= 1 + refused
 
 
-# -- keys and the ledger -------------------------------------------------------------------------------------------------
+# -- keys and the ledger --------------------------------------------------------------
 
 
 def test_a_key_that_the_provider_honours_lets_a_lost_answer_be_asked_for_again() -> None:
@@ -354,7 +356,7 @@ def test_digest_goes_through_the_adapter_and_stays_one_call() -> None:
         assert [r.phase for r in ledger.records()] == [Phase.DONE]
 
 
-# -- a drop-in -----------------------------------------------------------------------------------------------------------
+# -- a drop-in --------------------------------------------------------------
 
 
 def test_adapters_and_sessions_are_pickled(client: requests.Session) -> None:
@@ -417,7 +419,10 @@ def test_another_adapter_can_be_the_transport() -> None:
 
 def test_waits_are_virtual_where_the_clock_is() -> None:
     clock = VirtualClock()
-    with FaultServer([Answer(429, headers={"Retry-After": "30"}), Answer(200)]) as server, requests.Session() as session:
+    with (
+        FaultServer([Answer(429, headers={"Retry-After": "30"}), Answer(200)]) as server,
+        requests.Session() as session,
+    ):
         mount(session, AT_ONCE, clock=clock)
         assert session.post(server.url(), data=b"x").status_code == 200
     assert clock.sleeps == [30.0]
