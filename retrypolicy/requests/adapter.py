@@ -69,6 +69,11 @@ class RetryAdapter(HTTPAdapter):
             policy = from_urllib3(max_retries)
         if transport is not None and not isinstance(transport, BaseAdapter):
             raise ConfigurationError(f"transport: {transport!r} is not allowed; must be a requests adapter")
+        if getattr(getattr(transport, "max_retries", None), "total", None):
+            # The last of several attempts says nothing about those before it.
+            raise ConfigurationError(
+                "transport: an adapter that retries by itself is not allowed; set its max_retries to 0"
+            )
         self._settings: dict[str, Any] = {
             "policy": policy,
             "ledger": ledger,

@@ -397,6 +397,8 @@ def test_bad_parts_are_refused_when_the_adapter_is_made() -> None:
         RetryAdapter(AT_ONCE, max_retries=3)
     with pytest.raises(ConfigurationError, match="a requests adapter"):
         RetryAdapter(transport=print)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="retries by itself"):
+        RetryAdapter(transport=HTTPAdapter(max_retries=3))
     with pytest.raises(ConfigurationError, match="Session"):
         mount(print)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="max_retries"):
