@@ -77,7 +77,7 @@ def _retry_limit(chain: tuple[BaseException, ...]) -> int | None:
     for error in chain:
         if isinstance(error, _PERMANENT):
             return 0
-        if isinstance(error, ssl.SSLError) and error.reason in _CERTIFICATE_REFUSED:
+        if isinstance(error, ssl.SSLError) and getattr(error, "reason", None) in _CERTIFICATE_REFUSED:
             return 0
         if isinstance(error, errors.SSLError) and "Fingerprints did not match" in str(error):
             return 0

@@ -128,7 +128,8 @@ SHARP = {
 @pytest.mark.parametrize("name", SHARP)
 def test_the_stage_is_as_sharp_as_the_wire_allows(name, kind, size):
     with FaultServer([FAULTS[name]], tls=kind == "tls") as server, pool(server, kind) as target:
-        result = attempt(target, body=BODIES[size], timeout=QUICK)
+        patience = urllib3.Timeout(connect=1.0, read=0.5) if "stall" in name else 10.0
+        result = attempt(target, body=BODIES[size], timeout=patience)
         assert result.error is not None
         expected = SHARP[name][size == "large"]
         if name.startswith("accept") and kind in ("tls", "tunnel"):

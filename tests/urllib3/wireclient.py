@@ -23,6 +23,7 @@ class Attempt:
     watch: Watch
     response: urllib3.BaseHTTPResponse | None = None
     error: BaseException | None = None
+    content: bytes | None = None
     body_error: BaseException | None = None
 
 
@@ -65,7 +66,7 @@ def attempt(
         result.error = error
     else:
         try:
-            result.response.read()
+            result.content = result.response.read()
         except Exception as error:
             result.body_error = error
         result.response.release_conn()
