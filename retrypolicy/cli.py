@@ -8,8 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from retrypolicy.errors import RetryPolicyError
+
 COMMANDS = {
     "demo": ("retrypolicy.demo.command", "send real messages on a bad day, three ways, and count"),
+    "schema": ("retrypolicy.config.command", "the JSON Schema of policy files"),
+    "ledger": ("retrypolicy.guard.commands", "look after the durable record of sends"),
+    "doctor": ("retrypolicy.guard.doctor", "say what of a ledger, its secret and its clock is not as it should be"),
 }
 """For each subcommand the module with its `add_parser(subparsers)`, and a line for the help.
 
@@ -35,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return run(parsed)
+    except RetryPolicyError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # `retrypolicy ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it ends
         return 1

@@ -21,6 +21,7 @@ from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailabl
 from retrypolicy.events import Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
 from retrypolicy.guard.ledger import Ledger
+from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
 from retrypolicy.guard.operation import current_operation
 from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, Report
 from retrypolicy.policy import RetryPolicy
@@ -29,7 +30,6 @@ from retrypolicy.providers import Provider
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LEDGER_VARIABLE = "RETRYPOLICY_LEDGER"
 MODE_VARIABLE = "RETRYPOLICY_MODE"
 MODES = ("enforce", "observe", "off")
 
@@ -570,8 +570,6 @@ def _ledger(given: Ledger | str | None) -> Ledger | None:
         given = os.environ.get(LEDGER_VARIABLE, "").strip() or None
         if given is None:
             return None
-    from retrypolicy.guard import open_ledger
-
     return open_ledger(given)
 
 

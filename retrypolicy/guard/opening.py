@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrypolicy.clock import Clock
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard.ledger import Ledger
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+LEDGER_VARIABLE = "RETRYPOLICY_LEDGER"
+"""Where the URL of the ledger stands if nobody gives one."""
 
 ENTRY_POINTS = "retrypolicy.ledgers"
 """Group under which others register `scheme = module:Class`; the class has a classmethod
@@ -49,11 +56,22 @@ def open_ledger(url: str | Ledger, *, clock: Clock | None = None, **options: Any
     return ledger
 
 
+def open_existing(url: str) -> Ledger:
+    """As `open_ledger`, but makes no new SQLite file: for tools, which look after what is there."""
+    if url.partition(":")[0].lower() == "sqlite":
+        from retrypolicy.guard.sqlite import path_of
+
+        path = path_of(url)
+        if not os.path.exists(path):
+            raise ConfigurationError(f"ledger {path}: there is no such file")
+    return open_ledger(url)
+
+
 def _store(scheme: str) -> Any:
-    for point in entry_points(group=ENTRY_POINTS, name=scheme):
-        if scheme not in _STORES:
-            return point.load()
     if scheme not in _STORES:
+        for point in _others():
+            if point.name == scheme:
+                return point.load()
         raise ConfigurationError(f"ledger: {scheme}: is not a known kind; must be one of {_allowed()}")
     module, _, name = _STORES[scheme].partition(":")
     try:
@@ -65,5 +83,11 @@ def _store(scheme: str) -> Any:
 
 
 def _allowed() -> str:
-    others = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    others = {point.name for point in _others()}
     return ", ".join(f"{scheme}:" for scheme in [*_STORES, *sorted(others - set(_STORES))])
+
+
+def _others() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # slow to load, and few need it
+
+    return entry_points(group=ENTRY_POINTS)

@@ -97,14 +97,8 @@ class SQLiteLedger:
     @classmethod
     def from_url(cls, url: str, *, clock: Clock | None = None, **options: Any) -> SQLiteLedger:
         """`sqlite:///relative.db` or `sqlite:////absolute.db`; options may follow: `?durability=process&timeout=1`."""
-        parts = urlsplit(url)
-        path = unquote(parts.path.removeprefix("/"))
-        if parts.netloc or parts.fragment or not path or path == ":memory:":
-            raise ConfigurationError(
-                f"ledger {url!r} is not allowed; must be sqlite:///relative.db or sqlite:////absolute.db "
-                "(memory: keeps records in the process)"
-            )
-        for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        path = path_of(url)
+        for name, text in parse_qsl(urlsplit(url).query, keep_blank_values=True):
             if name not in ("durability", "retention", "timeout"):
                 raise ConfigurationError(
                     f"ledger {url!r}: unknown option {name!r}; must be durability, retention or timeout"
@@ -288,6 +282,18 @@ class SQLiteLedger:
     def _after_fork(self) -> None:
         self._file.forget()
         self._group = Group(self._serve, self._patience)
+
+
+def path_of(url: str) -> str:
+    """The file that a `sqlite:` URL names. Raises `ConfigurationError` for one that names none."""
+    parts = urlsplit(url)
+    path = unquote(parts.path.removeprefix("/"))
+    if parts.netloc or parts.fragment or not path or path == ":memory:":
+        raise ConfigurationError(
+            f"ledger {url!r} is not allowed; must be sqlite:///relative.db or sqlite:////absolute.db "
+            "(memory: keeps records in the process)"
+        )
+    return path
 
 
 def _close_quietly(file: files.LedgerFile) -> None:
