@@ -61,7 +61,7 @@ def content(request: requests.PreparedRequest, body: Body, provider: Provider | 
         request.url or "",
         kind if isinstance(kind, str) else kind.decode("latin-1"),
         bytes(given) if isinstance(given, bytearray) else given,
-        () if provider is None else (*provider.volatile, *provider.secret),
+        None if provider is None else (*provider.volatile, *provider.secret),
     )
 
 
