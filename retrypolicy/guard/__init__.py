@@ -12,7 +12,21 @@ if TYPE_CHECKING:
     from retrypolicy.guard.ledger import Record as Record
     from retrypolicy.guard.memory import MemoryLedger as MemoryLedger
     from retrypolicy.guard.opening import open_ledger as open_ledger
+    from retrypolicy.guard.postgres import PostgresLedger as PostgresLedger
+    from retrypolicy.guard.redis import RedisLedger as RedisLedger
     from retrypolicy.guard.sqlite import SQLiteLedger as SQLiteLedger
+
+__all__ = [
+    "Key",
+    "Ledger",
+    "MemoryLedger",
+    "Phase",
+    "PostgresLedger",
+    "Record",
+    "RedisLedger",
+    "SQLiteLedger",
+    "open_ledger",
+]
 
 _HOMES = {
     "Key": "key",
