@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrypolicy.backoff import Constant, Decorrelated, Exponential, Linear
     from retrypolicy.budget import CircuitBreaker, RetryBudget
+    from retrypolicy.config.loading import load_policies
     from retrypolicy.decision import History, decide
     from retrypolicy.engine import Engine, report
     from retrypolicy.events import Listener
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "retrypolicy.backoff": ("Constant", "Decorrelated", "Exponential", "Linear"),
     "retrypolicy.budget": ("CircuitBreaker", "RetryBudget"),
+    "retrypolicy.config.loading": ("load_policies",),
     "retrypolicy.decision": ("History", "decide"),
     "retrypolicy.engine": ("Engine", "report"),
     "retrypolicy.events": ("Listener",),
@@ -57,6 +59,7 @@ __all__ = [
     "Rule",
     "Stage",
     "decide",
+    "load_policies",
     "operation",
     "report",
 ]

@@ -5,14 +5,30 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from attrs import field, frozen
 
 from retrypolicy.errors import PolicyError
+
+Seconds = Annotated[float, "seconds"]
+"""A field of this type may be written as text in policy files: "500ms", "2m", "1h30m"."""
 
 Validator = Callable[[Any, Any, Any], None]
 Word = TypeVar("Word", bound=str)
 T = TypeVar("T")
+
+
+@frozen
+class Checked:
+    """A validator that looks at its own field only, and can say what it allows as JSON Schema."""
+
+    check: Validator
+    schema: Mapping[str, Any] = field(factory=dict)
+
+    def __call__(self, instance: Any, attribute: Any, value: Any) -> None:
+        self.check(instance, attribute, value)
 
 
 def strict(cls: type[T]) -> type[T]:
@@ -38,10 +54,15 @@ def _name(instance: Any, attribute: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Validator:
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Checked:
     """A finite number from `low` (not itself, if `above`) to `high`."""
     allowed = f"a number {'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
 
@@ -49,10 +70,11 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Valida
         if not _is_number(value) or value < low or (above and value == low) or value > high:
             raise PolicyError.of(_name(instance, attribute), value, allowed)
 
-    return check
+    bounds: dict[str, Any] = {"exclusiveMinimum" if above else "minimum": low}
+    return Checked(check, bounds if high == math.inf else {**bounds, "maximum": high})
 
 
-def optional_number(low: float, high: float = math.inf, *, above: bool = False) -> Validator:
+def optional_number(low: float, high: float = math.inf, *, above: bool = False) -> Checked:
     """As `number`, or None."""
     inner = number(low, high, above=above)
 
@@ -64,10 +86,10 @@ def optional_number(low: float, high: float = math.inf, *, above: bool = False) 
         except PolicyError as error:
             raise PolicyError.of(error.field, value, f"{error.allowed}, or None") from None
 
-    return check
+    return Checked(check, inner.schema)
 
 
-def integer(low: int, *, optional: bool = False) -> Validator:
+def integer(low: int, *, optional: bool = False) -> Checked:
     """A whole number from `low`, or None if `optional`."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
@@ -78,7 +100,7 @@ def integer(low: int, *, optional: bool = False) -> Validator:
                 _name(instance, attribute), value, f"a whole number >= {low}" + (", or None" if optional else "")
             )
 
-    return check
+    return Checked(check, {"minimum": low})
 
 
 def choice(*allowed: Word) -> Callable[[Any, Any, Word], None]:

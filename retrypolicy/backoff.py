@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
 
-from retrypolicy._validate import choice, number, strict
+from retrypolicy._validate import Seconds, choice, number, strict
 from retrypolicy.errors import PolicyError
 
 Jitter = Literal["none", "full", "equal", "proportional"]
@@ -45,7 +45,7 @@ _jitter: Callable[[Any, Any, Jitter], None] = choice("none", "full", "equal", "p
 class Constant:
     """The same wait every time: `seconds`."""
 
-    seconds: float = field(default=1.0, validator=number(0))
+    seconds: Seconds = field(default=1.0, validator=number(0))
     jitter: Jitter = field(default="none", validator=_jitter)
 
     def delay(self, retry: int, previous: float | None, random: float) -> float:
@@ -61,9 +61,9 @@ class Constant:
 class Linear:
     """Waits that grow by `step` seconds: base, base + step, base + 2 step, ... up to `cap`."""
 
-    base: float = field(default=0.5, validator=number(0))
-    step: float = field(default=0.5, validator=number(0))
-    cap: float = field(default=10.0, validator=[number(0), _not_below_base])
+    base: Seconds = field(default=0.5, validator=number(0))
+    step: Seconds = field(default=0.5, validator=number(0))
+    cap: Seconds = field(default=10.0, validator=[number(0), _not_below_base])
     jitter: Jitter = field(default="full", validator=_jitter)
 
     def delay(self, retry: int, previous: float | None, random: float) -> float:
@@ -85,9 +85,9 @@ class Exponential:
     AWS 2.1 is `Exponential(base=0.05, cap=20.0)`; gRPC A6 is one with `jitter="proportional"`.
     """
 
-    base: float = field(default=0.5, validator=number(0))
+    base: Seconds = field(default=0.5, validator=number(0))
     factor: float = field(default=2.0, validator=number(0, above=True))
-    cap: float = field(default=10.0, validator=[number(0), _not_below_base])
+    cap: Seconds = field(default=10.0, validator=[number(0), _not_below_base])
     jitter: Jitter = field(default="full", validator=_jitter)
 
     def delay(self, retry: int, previous: float | None, random: float) -> float:
@@ -114,8 +114,8 @@ class Decorrelated:
     Its mean grows by 1.5 from one wait to the next.
     """
 
-    base: float = field(default=0.5, validator=number(0))
-    cap: float = field(default=10.0, validator=[number(0), _not_below_base])
+    base: Seconds = field(default=0.5, validator=number(0))
+    cap: Seconds = field(default=10.0, validator=[number(0), _not_below_base])
 
     def delay(self, retry: int, previous: float | None, random: float) -> float:
         before = self.base if previous is None else max(self.base, previous)
@@ -124,6 +124,39 @@ class Decorrelated:
     def bounds(self, retry: int) -> tuple[float, float]:
         """The shortest and the longest that `delay` can be, in seconds."""
         return self.base, Exponential(base=self.base, factor=3, cap=self.cap, jitter="none").delay(retry + 1, None, 0.0)
+
+
+@strict
+@frozen(kw_only=True)
+class Urllib3Backoff:
+    """urllib3's waits: none before the first retry, then `factor` * 2 ** (retry - 1) plus up to `jitter`, within `cap`.
+
+    From urllib3.util.Retry.get_backoff_time; the jitter is added before the cap, so capped waits are all alike.
+    """
+
+    factor: float = field(default=0.0, validator=number(0))
+    cap: Seconds = field(default=120.0, validator=number(0))
+    jitter: Seconds = field(default=0.0, validator=number(0))
+
+    def delay(self, retry: int, previous: float | None, random: float) -> float:
+        if retry <= 1:
+            return 0.0
+        # 2 ** 1000 is far beyond any cap; more would overflow.
+        return min(self.cap, self.factor * 2.0 ** min(retry - 1, 1000) + random * self.jitter)
+
+    def bounds(self, retry: int) -> tuple[float, float]:
+        """The shortest and the longest that `delay` can be, in seconds."""
+        return self.delay(retry, None, 0.0), self.delay(retry, None, 1.0)
+
+
+BACKOFFS = {
+    "constant": "retrypolicy.backoff:Constant",
+    "decorrelated": "retrypolicy.backoff:Decorrelated",
+    "exponential": "retrypolicy.backoff:Exponential",
+    "linear": "retrypolicy.backoff:Linear",
+    "urllib3": "retrypolicy.backoff:Urllib3Backoff",
+}
+"""What policy files call them. Others are found through the entry points `retrypolicy.backoffs`."""
 
 
 def _spread(seconds: float, jitter: Jitter, random: float) -> float:

@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, TypeVar
 from attrs import field, frozen
 
 from retrypolicy._tokens import Bucket, Sliding, Window
-from retrypolicy._validate import choice, flag, integer, number, optional_number, strict
+from retrypolicy._validate import Checked, Seconds, choice, flag, integer, number, optional_number, strict
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import PolicyError
 from retrypolicy.shared import SharedBucket, SharedState
@@ -33,9 +33,12 @@ Kind = Literal["transient", "timeout", "throttled"]
 """Why an attempt failed, as far as budgets tell apart: throttled wins over timeout, timeout over transient."""
 
 
-def _name(instance: Any, attribute: Any, value: Any) -> None:
+def _not_empty(instance: Any, attribute: Any, value: Any) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise PolicyError.of(f"{type(instance).__name__}.name", value, "a str that is not empty, or None")
+
+
+_name = Checked(_not_empty, {"minLength": 1})
 
 
 def _fits(instance: Any, attribute: Any, value: Any) -> None:
@@ -77,7 +80,7 @@ class RetryBudget:
     refund: bool = field(default=False, validator=flag)
     per_second: float = field(default=1.0, validator=number(0))
     capacity: float | None = field(default=100.0, validator=optional_number(0, above=True))
-    window: float | None = field(default=None, validator=[optional_number(0, above=True), _fits])
+    window: Seconds | None = field(default=None, validator=[optional_number(0, above=True), _fits])
     name: str | None = field(default=None, validator=_name)
 
     @classmethod
@@ -153,9 +156,9 @@ class CircuitBreaker:
     """
 
     failure_ratio: float = field(default=0.5, validator=number(0, 1, above=True))
-    window: float = field(default=30.0, validator=number(0, above=True))
+    window: Seconds = field(default=30.0, validator=number(0, above=True))
     minimum: int = field(default=20, validator=integer(1))
-    open_for: float = field(default=10.0, validator=number(0, above=True))
+    open_for: Seconds = field(default=10.0, validator=number(0, above=True))
     half_open: int = field(default=1, validator=integer(1))
     name: str | None = field(default=None, validator=_name)
 

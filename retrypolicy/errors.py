@@ -54,6 +54,17 @@ class PolicyError(RetryPolicyError, ValueError):
         return cls(f"{field}: {value!r} is not allowed; must be {allowed}", field=field, value=value, allowed=allowed)
 
 
+class PolicyFileError(PolicyError):
+    """Policies as data with something wrong. `errors` has a `PolicyError` for each thing, its `field` is the path.
+
+    `source` is where the data came from: a file's name, or "policies".
+    """
+
+    errors: tuple[PolicyError, ...] = ()
+    source: str = ""
+    _fields: tuple[str, ...] = (*PolicyError._fields, "errors", "source")
+
+
 class ConfigurationError(RetryPolicyError):
     """Parts that do not fit together: found before anything is sent."""
 

@@ -5,13 +5,15 @@ Presets: `WEB` for calls made inside a web request, `WORKER` for background work
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import enum
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen, has
 
-from retrypolicy._validate import choice, instance_or_none, integer, number, optional_number, strict
-from retrypolicy.backoff import Backoff, Exponential
+from retrypolicy import plugins
+from retrypolicy._validate import Seconds, choice, instance_or_none, integer, number, optional_number, strict
+from retrypolicy.backoff import BACKOFFS, Backoff, Exponential
 from retrypolicy.budget import CircuitBreaker, RetryBudget
 from retrypolicy.errors import PolicyError
 from retrypolicy.http.methods import IDEMPOTENT
@@ -81,7 +83,7 @@ class Guard:
     )
     unkeyed: Literal["pass", "refuse"] = field(default="pass", validator=choice("pass", "refuse"))
     on_ledger_down: Literal["closed", "open"] = field(default="closed", validator=choice("closed", "open"))
-    lease: float | None = field(default=None, validator=optional_number(0, above=True))
+    lease: Seconds | None = field(default=None, validator=optional_number(0, above=True))
 
 
 @strict
@@ -140,10 +142,10 @@ class RetryPolicy:
     """
 
     max_attempts: int = field(default=4, validator=integer(1))
-    max_wait: float = field(default=60.0, validator=number(0))
-    total_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
-    attempt_timeout: float | None = field(default=None, validator=optional_number(0, above=True))
-    lifetime: float | None = field(default=None, validator=optional_number(0, above=True))
+    max_wait: Seconds = field(default=60.0, validator=number(0))
+    total_timeout: Seconds | None = field(default=None, validator=optional_number(0, above=True))
+    attempt_timeout: Seconds | None = field(default=None, validator=optional_number(0, above=True))
+    lifetime: Seconds | None = field(default=None, validator=optional_number(0, above=True))
     allowed_methods: frozenset[str] | None = field(default=None, repr=_sorted, converter=_allowed_methods)
     idempotent_methods: frozenset[str] = field(
         default=IDEMPOTENT,
@@ -172,6 +174,34 @@ class RetryPolicy:
     def with_(self, **changes: Any) -> RetryPolicy:
         """A copy with some fields changed. Raises `PolicyError` for an unknown field or a bad value."""
         return evolve(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole policy as plain data, for JSON; `load_policies` makes the same policy of it again.
+
+        Raises `PolicyError` for a backoff that no name stands for.
+        """
+        return {a.name: _plain(getattr(self, a.name)) for a in fields(RetryPolicy)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, frozenset):
+        return sorted(value, key=lambda item: (str(type(item)), item))
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if callable(getattr(value, "delay", None)):
+        name = plugins.name_of("backoffs", value, BACKOFFS) if has(type(value)) else None
+        if name is None:
+            raise PolicyError.of(
+                "RetryPolicy.backoff", value, "an attrs class with an entry point in retrypolicy.backoffs"
+            )
+        return {"type": name} | {a.name: _plain(getattr(value, a.name)) for a in fields(type(value))}
+    if has(type(value)):
+        return {a.name: _plain(getattr(value, a.name)) for a in fields(type(value))}
+    return value
 
 
 WEB = RetryPolicy(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
 from retrypolicy._validate import (
+    Seconds,
+    flag,
     instance_or_none,
     member,
     optional_number,
@@ -33,6 +35,8 @@ def _status(value: Any) -> frozenset[int | str] | None:
     """Accept one status, a class ("5xx"), or a collection of both."""
     if value is None:
         return None
+    if not isinstance(value, Iterable) and not isinstance(value, int):
+        raise PolicyError.of("Rule.status", value, 'a status from 100 to 599, a class such as "5xx", or several')
     items = (value,) if isinstance(value, (int, str)) else tuple(value)
     for item in items:
         known = (
@@ -47,11 +51,15 @@ def _status(value: Any) -> frozenset[int | str] | None:
     return frozenset(items)
 
 
-def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
-    return {str(name).lower(): wanted for name, wanted in value.items()}
+def _headers(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(part, str) for item in value.items() for part in item):
+        raise PolicyError.of("Rule.header", value, 'header names and their values, such as {"x-error": "*"}')
+    return {name.lower(): wanted for name, wanted in value.items()}
 
 
 def _pointer(_: Any, attribute: Any, value: Mapping[Any, Any]) -> None:
+    if not isinstance(value, Mapping):
+        raise PolicyError.of("Rule.json", value, 'JSON Pointers and values, such as {"/name": "quota"}')
     for pointer in value:
         if not isinstance(pointer, str) or (pointer and not pointer.startswith("/")):
             raise PolicyError.of(f"Rule.{attribute.name}", pointer, 'a JSON Pointer (RFC 6901): "" or "/name/0"')
@@ -94,8 +102,8 @@ class Rule:
     stage: Stage | None = field(default=None, validator=member(Stage, optional=True))
     effect: Effect | None = field(default=None, validator=member(Effect, optional=True))
     retry: bool | None = field(default=None, validator=instance_or_none(bool))
-    pushback: float | str | None = field(default=None)
-    from_key_layer: bool = False
+    pushback: Seconds | str | None = field(default=None)
+    from_key_layer: bool = field(default=False, validator=flag)
     source: str = field(default="", validator=[text, _says_something])  # where the rule is written down
 
     @pushback.validator

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from attrs import field, frozen
 from urllib3.util import Retry
 
-from retrypolicy._validate import number, strict
+from retrypolicy.backoff import Urllib3Backoff
 from retrypolicy.errors import ConfigurationError, DuplicateRisk
 from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.policy import Limits, RetryPolicy
@@ -16,26 +15,6 @@ from retrypolicy.rules import Rule
 
 _MANY = 1_000_000
 """Attempts where urllib3 has no counter at all."""
-
-
-@strict
-@frozen(kw_only=True)
-class Urllib3Backoff:
-    """urllib3's waits: none before the first retry, then `factor` * 2 ** (retry - 1), plus up to `jitter`, at most `cap`.
-
-    (urllib3.util.Retry.get_backoff_time: the jitter is added before the cap, so capped waits are all alike.)
-    """
-
-    factor: float = field(default=0.0, validator=number(0))
-    cap: float = field(default=120.0, validator=number(0))
-    jitter: float = field(default=0.0, validator=number(0))
-
-    def delay(self, retry: int, previous: float | None, random: float) -> float:
-        if retry <= 1:
-            return 0.0
-        # 2 ** 1000 is far beyond any cap; more would overflow.
-        wait = self.factor * 2.0 ** min(retry - 1, 1000) + random * self.jitter
-        return max(0.0, min(self.cap, wait))
 
 
 def from_urllib3(retry: Retry | int | bool | None) -> RetryPolicy:
