@@ -62,6 +62,9 @@ class Engine:
     longest_attempt = 300.0
     """Seconds that an attempt is believed to take at most where no time limit is set: for the lease."""
 
+    defers = True
+    """False: nobody comes back later, so that what would be a Defer ends the call, and its key is let go."""
+
     def __init__(
         self,
         policy: RetryPolicy | None = None,

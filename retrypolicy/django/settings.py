@@ -2,25 +2,33 @@
 
 RETRYPOLICY = {
     "POLICY": "web",                    # a preset's name, a RetryPolicy, or a name from POLICIES
-    "POLICIES": {"receipts": RetryPolicy(...)},
-    "LEDGER": "sqlite:////var/lib/shop/sends.db",
+    "POLICIES": {"receipts": RetryPolicy(...), "mail": {"max_attempts": 6}},
+    "LEDGER": "default",                # the alias of a Django database, or a ledger's URL
     "SECRET": "...",                    # keys the ledger's digests; default: SECRET_KEY
+    "KEYS": "random",                   # for messages without a key: "random", or "content"
+    "RELEASE_AFTER": {"sparkpost": 60}, # minutes without an event after which a held message counts as not sent
+    "FAILOVER": [...],                  # backends for retrypolicy.anymail.failover, in order
 }
 """
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from retrypolicy.errors import ConfigurationError
-from retrypolicy.guard import Ledger, open_ledger
+from retrypolicy.django.ledger import open_any
+from retrypolicy.errors import ConfigurationError, RetryPolicyError
+from retrypolicy.guard import Ledger
+from retrypolicy.guard.key import Secret
+from retrypolicy.guard.opening import LEDGER_VARIABLE
 from retrypolicy.policy import WEB, WORKER, RetryPolicy
 
-KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET")
+KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER")
 PRESETS = {"web": WEB, "worker": WORKER}
 
 
@@ -37,10 +45,27 @@ def setting(name: str) -> Any:
     return given.get(name)
 
 
+def policies() -> Mapping[str, RetryPolicy]:
+    """The named policies: the presets, and `POLICIES` (each a `RetryPolicy`, or its fields as a dict).
+
+    Raises `ConfigurationError` or `PolicyError` for one that can't be.
+    """
+    given = setting("POLICIES") or {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigurationError("RETRYPOLICY['POLICIES']: must be a dict of names and policies")
+    ready = {name: value for name, value in given.items() if isinstance(value, RetryPolicy)}
+    data = {name: value for name, value in given.items() if not isinstance(value, RetryPolicy)}
+    if data:
+        from retrypolicy.config import load_policies
+
+        ready.update(load_policies({"policies": data}))
+    return {**PRESETS, **ready}
+
+
 def policy(given: RetryPolicy | str | None = None, default: RetryPolicy = WEB) -> RetryPolicy:
     """The policy of this name (`POLICIES`, then the presets); None: `POLICY`, else `default`.
 
-    Raises `ConfigurationError` for a name that does not exist.
+    Raises `ConfigurationError` for a name that does not exist, and what `policies` raises.
     """
     if given is None:
         given = setting("POLICY")
@@ -48,26 +73,37 @@ def policy(given: RetryPolicy | str | None = None, default: RetryPolicy = WEB) -
         return default
     if isinstance(given, RetryPolicy):
         return given
-    named = setting("POLICIES") or {}
-    found = named.get(given) if isinstance(given, str) else None
-    if found is None and isinstance(given, str):
-        found = PRESETS.get(given)
-    if not isinstance(found, RetryPolicy):
-        known = ", ".join(sorted({*named, *PRESETS}))
-        raise ConfigurationError(f"retry policy: {given!r} is not allowed; must be a RetryPolicy, or one of {known}")
-    return found
+    known = policies()
+    if not isinstance(given, str) or given not in known:
+        raise ConfigurationError(
+            f"retry policy: {given!r} is not allowed; must be a RetryPolicy, or one of {', '.join(sorted(known))}"
+        )
+    return known[given]
 
 
 def ledger(given: Ledger | str | None = None) -> Ledger | None:
-    """The ledger; None: `LEDGER`. One object per URL and process, shared by all backends."""
+    """The ledger; None: `LEDGER`, else what `RETRYPOLICY_LEDGER` says. One object per name and process, shared by all.
+
+    Raises `ConfigurationError` for a name that is neither a URL nor the alias of a database.
+    """
     if given is None:
-        given = setting("LEDGER")
+        given = setting("LEDGER") or os.environ.get(LEDGER_VARIABLE, "").strip() or None
     return _open(given) if isinstance(given, str) else given
 
 
+def required_ledger() -> Ledger:
+    """The ledger, for those who can do nothing without one. Raises `ConfigurationError` if there is none."""
+    found = ledger()
+    if found is None:
+        raise ConfigurationError(
+            "there is no ledger; set RETRYPOLICY['LEDGER'] to the alias of a database, or to a ledger's URL"
+        )
+    return found
+
+
 @functools.cache
-def _open(url: str) -> Ledger:
-    return open_ledger(url)
+def _open(name: str) -> Ledger:
+    return open_any(name)
 
 
 def secret() -> Any:
@@ -78,9 +114,48 @@ def secret() -> Any:
     return [key for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS) if key] or None
 
 
-def _forget(*, setting: str, **kwargs: Any) -> None:
-    if setting == "RETRYPOLICY":
+def the_secret() -> Secret:
+    """The same, ready for use."""
+    return Secret.of(secret())
+
+
+def keys() -> str:
+    """How a message without a key gets one: "random" or "content". Raises `ConfigurationError` for anything else."""
+    given = setting("KEYS") or "random"
+    if given not in ("random", "content"):
+        raise ConfigurationError(f"RETRYPOLICY['KEYS']: {given!r} is not allowed; must be 'random' or 'content'")
+    return str(given)
+
+
+def release_after() -> Mapping[str, float]:
+    """Minutes without an event after which a held message counts as not sent, by provider.
+
+    Raises `ConfigurationError` for an unknown provider, or for less time than the provider's own documents ask for.
+    """
+    from retrypolicy.providers import load
+
+    given = setting("RELEASE_AFTER") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError("RETRYPOLICY['RELEASE_AFTER']: must be a dict of providers and minutes")
+    for name, minutes in given.items():
+        place = f"RETRYPOLICY['RELEASE_AFTER'][{name!r}]"
+        try:
+            provider = load(name)
+        except RetryPolicyError as error:
+            raise ConfigurationError(f"{place}: {error}") from None
+        least = provider.event_quiet or 0.0
+        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not minutes > 0 or minutes < least:
+            must = f"minutes, at least {least:g}" if least else "minutes, more than 0"
+            raise ConfigurationError(f"{place}: {minutes!r} is not allowed; must be {must}")
+        if not provider.metadata:
+            raise ConfigurationError(f"{place}: not allowed; its events don't carry a message's metadata")
+    return {str(name): float(minutes) for name, minutes in given.items()}
+
+
+def forget(*, setting: str = "RETRYPOLICY", **kwargs: Any) -> None:
+    """Open ledgers anew: the setting has changed."""
+    if setting in ("RETRYPOLICY", "DATABASES"):
         _open.cache_clear()
 
 
-setting_changed.connect(_forget)
+setting_changed.connect(forget)

@@ -1,0 +1,136 @@
+"""MessageMixin: what every backend here does with a message, whatever it is sent through."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+
+from retrypolicy.anymail.errors import as_anymail_error
+from retrypolicy.anymail.naming import Name, name_of, public_headers, settle
+from retrypolicy.django import settings
+from retrypolicy.django.keys import METADATA
+from retrypolicy.engine import Engine, attach, report
+from retrypolicy.errors import CallRefused, KeyReused
+from retrypolicy.guard.operation import operation
+from retrypolicy.outcome import Effect
+
+if TYPE_CHECKING:
+    from django.core.mail import EmailMessage
+
+    class _Backend:
+        """What the mixin needs of Anymail's backends (they ship no types)."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def build_message_payload(self, message: EmailMessage, defaults: Any) -> Any: ...
+        def post_to_esp(self, payload: Any, message: EmailMessage) -> Any: ...
+
+else:
+    _Backend = object
+
+_NAME = "_retrypolicy_name"
+_METADATA_LIMITS = {"postmark": 80}
+"""Characters of one value, where it is less than a key may have. https://postmarkapp.com/support/article/1125"""
+
+
+class MessageMixin(_Backend):
+    """Names each message and makes it one call. `RetryMixin` and the Amazon SES backend build on it."""
+
+    retry_provider: str | None = None
+    retry_defers = True  # False: nobody comes back later, so that a wait beyond the policy's limits ends the call
+
+    def __init__(
+        self,
+        *args: Any,
+        retry_policy: Any = None,
+        retry_ledger: Any = None,
+        retry_provider: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._retry_options: dict[str, Any] = {
+            "policy": settings.policy(retry_policy),
+            "ledger": settings.ledger(retry_ledger),
+            "provider": retry_provider or self.retry_provider,
+            "secret": settings.secret(),
+        }
+        if self._retry_options["provider"] is not None:
+            # Whoever configures another address for this API speaks this API there.
+            host = self._api_host()
+            self._retry_options["hosts"] = (host,) if host else ()
+        engine = self._retry_engine = Engine(**self._retry_options)  # what can't be used is said now, not while sending
+        provider = engine.provider
+        self._remembers = engine.ledger is not None or (provider is not None and provider.key is not None)
+        self._tracks = 0  # the longest key that goes into the metadata
+        if engine.ledger is not None and provider is not None and provider.metadata:
+            self._tracks = _METADATA_LIMITS.get(provider.name, 255) if apps.is_installed("retrypolicy.anymail") else 0
+
+    def _api_host(self) -> str | None:
+        """The host that this backend is configured to send to."""
+        return None
+
+    def build_message_payload(self, message: EmailMessage, defaults: Any) -> Any:
+        """Anymail's payload: without our header, and with the key in the metadata where events report them back."""
+        try:
+            name = name_of(message, remembers=self._remembers)
+        except KeyReused as refusal:
+            raise self._anymail_error(refusal, None, message) from None
+        changes: dict[str, Any] = {}
+        headers = public_headers(message)
+        if headers is not None:
+            changes["extra_headers"] = headers
+        if name.key is not None and len(name.key) <= self._tracks:
+            given = getattr(message, "metadata", None)  # Anymail's own message class has a marker for "not set"
+            changes["metadata"] = {**(given if isinstance(given, Mapping) else {}), METADATA: name.key}
+        with _changed(message, changes):
+            payload = super().build_message_payload(message, defaults)
+        setattr(payload, _NAME, name)
+        return payload
+
+    def post_to_esp(self, payload: Any, message: EmailMessage) -> Any:
+        """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
+        name: Name | None = getattr(payload, _NAME, None)
+        if name is None:  # somebody's own way to build payloads
+            name = name_of(message, remembers=self._remembers)
+        try:
+            with operation(key=name.key, policy=name.policy, label=name.label, not_after=name.not_after) as op:
+                op.yields = name.yields
+                response = super().post_to_esp(payload, message)
+        except Exception as error:
+            found = report(error)
+            if found is not None:
+                attach(_status(message), found)
+                if found.effect is Effect.NOT_APPLIED:
+                    settle(message, applied=False)
+            raise
+        found = report(response)
+        if found is not None:
+            attach(_status(message), found)
+        settle(message, applied=True)
+        return response
+
+    def _anymail_error(self, refusal: CallRefused, payload: Any, message: EmailMessage) -> Exception:
+        return as_anymail_error(refusal, backend=self, email_message=message, payload=payload)
+
+
+@contextlib.contextmanager
+def _changed(message: EmailMessage, changes: dict[str, Any]) -> Iterator[None]:
+    """The message with other attributes for a moment: it is the caller's, and may be sent again."""
+    before = {name: message.__dict__[name] for name in changes if name in message.__dict__}
+    for name, value in changes.items():
+        setattr(message, name, value)
+    try:
+        yield
+    finally:
+        for name in changes:
+            if name in before:
+                setattr(message, name, before[name])
+            else:
+                delattr(message, name)
+
+
+def _status(message: EmailMessage) -> object:
+    """Anymail puts its status on the message before anything else."""
+    return getattr(message, "anymail_status", None)

@@ -1,0 +1,226 @@
+"""System checks: what the settings get wrong, said when Django starts. Each has an id, a hint and docs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from retrypolicy.config import lint
+from retrypolicy.django import settings
+from retrypolicy.django.ledger import SUFFIX, TABLE, DatabaseLedger, testing, where_is
+from retrypolicy.django.mailers import Mailer, mailers
+from retrypolicy.engine import MODE_VARIABLE, MODES
+from retrypolicy.errors import RetryPolicyError
+from retrypolicy.policy import RetryPolicy
+from retrypolicy.providers import load
+
+TAG = "retrypolicy"
+DOCS = "See docs/django.md."
+
+_KINDS = {"E": checks.Error, "W": checks.Warning, "I": checks.Info}
+_LINT = {"RP03": "W001", "RP05": "W003", "RP06": "W006"}
+"""Findings about a policy that have an id of their own here; all others share W002."""
+
+Found = Iterator[checks.CheckMessage]
+
+
+def _say(number: str, text: str, hint: str) -> checks.CheckMessage:
+    return _KINDS[number[0]](text, hint=hint, id=f"retrypolicy.{number}")
+
+
+def register_all() -> None:
+    """Called when the app is ready."""
+    for check in (check_settings, check_policies, check_ledger, check_mailers):
+        checks.register(_collected(check), TAG)
+    checks.register(_collected(check_database), TAG, checks.Tags.database)
+
+
+def _collected(check: Callable[..., Found]) -> Any:
+    def run(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+        return list(check(**kwargs))
+
+    run.__name__ = check.__name__
+    return run
+
+
+def check_settings(**kwargs: Any) -> Found:
+    """The dict itself, and the environment."""
+    try:
+        settings.setting("POLICY")
+        settings.keys()
+        settings.the_secret()
+    except RetryPolicyError as error:
+        yield _say("E001", str(error), f"Correct it in the settings. {DOCS}")
+        return
+    try:
+        settings.release_after()
+    except RetryPolicyError as error:
+        yield _say("E001", str(error), f"Name providers whose events carry metadata, and enough minutes. {DOCS}")
+    mode = os.environ.get(MODE_VARIABLE, "").strip().lower()
+    if mode and mode not in MODES:
+        yield _say("E007", f"{MODE_VARIABLE}={mode} is unknown", f"Use one of {', '.join(MODES)}.")
+    elif mode in ("off", "observe") and not testing():
+        yield _say("W009", f"{MODE_VARIABLE}={mode}: nothing is guarded", "Unset it when you have seen enough.")
+
+
+def check_policies(**kwargs: Any) -> Found:
+    """Every policy that the settings name."""
+    try:
+        named = dict(settings.policies())
+        default = settings.policy()
+    except RetryPolicyError as error:
+        yield _say("E002", str(error), f"Correct POLICY or POLICIES. {DOCS}")
+        return
+    given: Sequence[str] = list(settings.setting("POLICIES") or ())
+    yield from _linted("RETRYPOLICY['POLICY']", default)
+    for name in given:
+        if named[name] is not default:
+            yield from _linted(f"RETRYPOLICY['POLICIES'][{name!r}]", named[name])
+
+
+def _linted(where: str, policy: RetryPolicy, provider: str | None = None) -> Found:
+    for finding in lint(policy, provider):
+        number = _LINT.get(finding.id, "W002")
+        yield _say(number, f"{where}: {finding.message} ({finding.id} {finding.field})", f"{finding.hint}.")
+    lease = policy.guard.lease
+    timeout = _request_timeout()
+    limits = [t for t in (policy.attempt_timeout, policy.total_timeout, timeout) if t is not None]
+    if lease is not None and limits and lease < min(limits):
+        yield _say(
+            "W003",
+            f"{where}: an attempt may take {min(limits):g} s, and its key is given up after {lease:g} s",
+            "Leave Guard.lease to None, or make it longer than the request's own time limits.",
+        )
+
+
+def _request_timeout() -> float | None:
+    """Anymail's time limit for one request; a pair counts as its longer part."""
+    anymail = getattr(django_settings, "ANYMAIL", None)
+    value = anymail.get("REQUESTS_TIMEOUT", 30) if isinstance(anymail, Mapping) else 30
+    if isinstance(value, tuple):
+        value = max((part for part in value if isinstance(part, (int, float))), default=None)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def check_ledger(**kwargs: Any) -> Found:
+    """The ledger, as far as it can be judged without opening a database."""
+    try:
+        given = settings.setting("LEDGER")
+        ledger = settings.ledger()
+    except RetryPolicyError as error:
+        yield _say("E003", str(error), f"Correct LEDGER. {DOCS}")
+        return
+    if ledger is None:
+        if any(mailer.ours for mailer in mailers()):
+            yield _say(
+                "I001",
+                "there is no ledger: a crash between sending and answering is not remembered",
+                "Set RETRYPOLICY['LEDGER'], for instance to 'default'.",
+            )
+        return
+    if isinstance(ledger, DatabaseLedger):
+        kind, place = where_is(ledger.alias)
+        if kind == "sqlite":
+            yield _say(
+                "I002",
+                f"the ledger of the database {ledger.alias!r} is a file of its own: {place}",
+                "A second connection to the same SQLite file would wait for the request's transaction. Back it up "
+                "and delete it together with the database.",
+            )
+        return
+    if not getattr(ledger, "durable", True) and not testing() and not django_settings.DEBUG:
+        yield _say("W007", "the ledger forgets all sends when the process ends", "Use a durable one in production.")
+    if isinstance(given, str) and given.startswith("sqlite:"):
+        file = os.path.realpath(given.partition(":///")[2].partition("?")[0])
+        for alias in connections:
+            found = connections[alias]
+            if found.vendor == "sqlite" and os.path.realpath(str(found.settings_dict["NAME"])) == file:
+                yield _say(
+                    "E006",
+                    f"the ledger is in the file of the database {alias!r}: it would wait for that one's transactions",
+                    f"Give it a file of its own, or use the alias {alias!r}, which takes {file}{SUFFIX}.",
+                )
+
+
+def check_mailers(**kwargs: Any) -> Found:
+    """Every way to send mail."""
+    for mailer in mailers():
+        yield from _options(mailer)
+        if mailer.backend.startswith("anymail.backends.") and getattr(django_settings, "RETRYPOLICY", None):
+            ours = mailer.backend.replace("anymail.", "retrypolicy.anymail.", 1)
+            yield _say("W005", f"{mailer.where} is Anymail's own backend: nothing is guarded", f"Use {ours}.")
+        if mailer.backend.startswith("retrypolicy.anymail.backends.amazon_ses"):
+            yield from _stacked(mailer)
+        if testing() and mailer.ours:
+            yield _say(
+                "W008",
+                f"{mailer.where} sends and sleeps while tests run",
+                "Use Django's locmem backend, or retrypolicy.testing.deactivated().",
+            )
+
+
+def _options(mailer: Mailer) -> Found:
+    options = mailer.options
+    hint = f"Correct the OPTIONS. {DOCS}"
+    unknown = [
+        name
+        for name in options
+        if name.startswith("retry_") and name not in ("retry_policy", "retry_ledger", "retry_provider")
+    ]
+    if unknown:
+        yield _say("E004", f"{mailer.where}: unknown option {unknown[0]!r}", hint)
+    try:
+        if "retry_ledger" in options:
+            settings.ledger(options["retry_ledger"])
+        provider = options.get("retry_provider")
+        if provider is not None:
+            load(provider)
+        if "retry_policy" in options:
+            policy = settings.policy(options["retry_policy"])
+            yield from _linted(f"{mailer.where}['OPTIONS']['retry_policy']", policy, provider)
+    except RetryPolicyError as error:
+        yield _say("E004", f"{mailer.where}: {error}", hint)
+
+
+def _stacked(mailer: Mailer) -> Found:
+    anymail = getattr(django_settings, "ANYMAIL", None)
+    params = mailer.options.get("client_params") or (
+        anymail.get("AMAZON_SES_CLIENT_PARAMS") if isinstance(anymail, Mapping) else None
+    )
+    config = params.get("config") if isinstance(params, Mapping) else None
+    if isinstance(config, Mapping) and config.get("retries"):
+        yield _say(
+            "W006",
+            "AMAZON_SES_CLIENT_PARAMS has retries of botocore's; they would be stacked on the policy, and are left out",
+            "Take 'retries' out of the config; the policy says how often to try.",
+        )
+
+
+def check_database(*, databases: Sequence[str] | None = None, **kwargs: Any) -> Found:
+    """The ledger as it is: with `check --database` and with `migrate` only."""
+    try:
+        ledger = settings.ledger()
+    except RetryPolicyError:
+        return  # E003 says so
+    if not isinstance(ledger, DatabaseLedger) or ledger.alias not in (databases or ()):
+        return
+    kind, _ = where_is(ledger.alias)
+    if kind == "postgresql" and TABLE not in connections[ledger.alias].introspection.table_names():
+        yield _say(
+            "E005",
+            f"the ledger's table {TABLE} is not in the database {ledger.alias!r}",
+            "Run manage.py migrate" + ("." if ledger.alias == DEFAULT_DB_ALIAS else f" --database {ledger.alias}."),
+        )
+        return
+    if not testing():
+        try:
+            problems = ledger.problems()
+        except RetryPolicyError as error:
+            problems = [str(error)]
+        for problem in problems:
+            yield _say("W007", f"the ledger can't promise to remember: {problem}", "Have it mended. " + DOCS)

@@ -1,0 +1,36 @@
+"""What a project's settings say about the ways it sends mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import frozen
+from django.conf import settings
+
+
+@frozen
+class Mailer:
+    """One way to send mail: where it is set, the backend's path, its options."""
+
+    where: str
+    backend: str
+    options: Mapping[str, Any]
+
+    @property
+    def ours(self) -> bool:
+        """Is it one of the ready backends?"""
+        return self.backend.startswith("retrypolicy.")
+
+
+def mailers() -> Iterator[Mailer]:
+    """Those of `MAILERS` (Django 6.1), else the one of `EMAIL_BACKEND`."""
+    given = getattr(settings, "MAILERS", None)
+    if isinstance(given, Mapping) and given:
+        for alias, config in given.items():
+            if isinstance(config, Mapping):
+                options = config.get("OPTIONS")
+                found = options if isinstance(options, Mapping) else {}
+                yield Mailer(f"MAILERS[{alias!r}]", str(config.get("BACKEND", "")), found)
+    else:
+        yield Mailer("EMAIL_BACKEND", str(getattr(settings, "EMAIL_BACKEND", "")), {})
