@@ -36,11 +36,13 @@ from retrypolicy.events import (
     Held,
     LedgerDown,
     Observed,
+    Reconciled,
     Replayed,
     Waiting,
     publish,
 )
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
+from retrypolicy.guard.reconcile import HeldSend, Reconciler, quiet_time
 from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.rules import Meaning, meaning
@@ -72,11 +74,25 @@ class Perform:
     options: Mapping[str, Any]
 
 
+@frozen
+class Ask:
+    """Asked of a driver: ask this reconciler about this held send, and send back its verdict."""
+
+    reconciler: Reconciler
+    held: HeldSend
+
+
 ATTEMPT = Attempt()
-Command = Attempt | Wait | Perform
+Command = Attempt | Wait | Perform | Ask
 Steps = Generator[Command, Any, Decision]
 
 _SUCCESS = Stop(reason=Reason.SUCCESS)
+_GLANCE = 0.02
+"""Seconds between two looks at a call of this process that has the same key."""
+
+_owners: set[bytes] = set()
+"""The calls of this process that are under way and have their key."""
+
 _OVERHEAD = 30.0
 """Seconds that a lease lasts beyond the longest attempt: for slow name servers, and clocks that differ."""
 
@@ -101,7 +117,7 @@ class Call:
     # Defaults on the class: most calls never change most of them, and a call must cost next to nothing.
     generation = 1  # which outgoing key
     attempts = 0  # over the whole call, as far as known
-    tainted = False  # an earlier attempt's effect is unknown
+    tainted = False  # an earlier attempt may have been applied
     replayable = True  # the body can be sent again; kept true or false by the transport
     deadline: float | None = None  # of the running attempt, on the monotonic clock
     held = False
@@ -126,6 +142,9 @@ class Call:
     _checked = False
     _unrecorded = 0
     _pending: Perform | None = None
+    _asked = False
+    _ask_again: float | None = None
+    _joining: float | None = None
 
     def __init__(
         self,
@@ -155,6 +174,7 @@ class Call:
         self.not_after = not_after
         self.guarded = key is not None and engine.ledger is not None
         self.idempotent = method in policy.idempotent_methods
+        self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self._started = 0.0
         self._records: list[tuple[int, Outcome, Effect, Decision, float]] = []
         if self.guarded:
@@ -247,11 +267,14 @@ class Call:
         if not isinstance(decision, Stop) and self.engine.mode == "observe":
             self._tell(Observed, action=_action(decision), reason=decision.reason)
             decision = Stop(reason=Reason.OBSERVED)
+        if isinstance(decision, Defer) and not self.engine.defers:
+            decision = Stop(reason=decision.reason)
         if self.guarded:
             decision = yield from self._settle(outcome, said, effect, decision)
         self._note(outcome, said.effect, decision, elapsed)
-        self._effect = effect
-        self.tainted = effect is Effect.UNKNOWN
+        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
+            self._effect = effect
+        self.tainted = effect is not Effect.NOT_APPLIED
         if isinstance(decision, Retry):
             self._previous = decision.delay
             kind = kind_of(outcome)
@@ -310,34 +333,16 @@ class Call:
             # The last settlement got lost. Until it is written, nobody may arm: that includes us.
             yield self._pending
             self._pending = None
-        take = Take(
-            key=self.digest,
-            owner=self._owner,
-            token=os.urandom(8),
-            fingerprint=self.fingerprint,
-            lease=self._lease(),
-            generation=self.generation,
-            attempts=self._unrecorded,
-            window=self._window(),
-            label=self.key.label if self.key is not None else "",
-            provider=self.provider.name if self.provider is not None else "",
-        )
         try:
-            answer: Taken | Refused = yield Perform("arm", (take,), {})
-        except LedgerUnavailable:
-            self._tell(LedgerDown, operation="arm")
-            if self.policy.guard.on_ledger_down == "open" and self.honoured:
-                self.guarded, self.recorded = False, False
-                return
-            self.attempts -= 1
+            while not isinstance(answer := (yield from self._take()), Taken):
+                if answer is None:
+                    return
+                if not ((yield from self._joined(answer)) or (yield from self._reconciled(answer))):
+                    self._refuse(answer.record, answer.now)
+        except (CallRefused, Replay):
+            self.attempts -= 1  # no attempt was made
             raise
-        if isinstance(answer, Refused):
-            try:
-                self._refuse(answer.record, answer.now)
-            except (CallRefused, Replay):
-                self.attempts -= 1  # no attempt was made
-                raise
-            return
+        _owners.add(self._owner)
         self._armed = True
         self._unrecorded = 0
         self._fence = answer.fence
@@ -350,6 +355,80 @@ class Call:
             yield from self._give_up()
             self._reason = Reason.LIFETIME_OVER
             raise DeadlineExceeded("the call's lifetime was over before this attempt; it sent nothing")
+
+    def _take(self) -> Generator[Command, Any, Taken | Refused | None]:
+        """Ask the ledger for the key. None: the ledger is away, and the call goes on without it."""
+        take = Take(
+            key=self.digest,
+            owner=self._owner,
+            token=os.urandom(8),
+            fingerprint=self.fingerprint,
+            lease=self._lease(),
+            generation=self.generation,
+            attempts=self._unrecorded,
+            window=self._window(),
+            label=self.key.label if self.key is not None else "",
+            provider=self._provider_name(),
+        )
+        try:
+            answer: Taken | Refused = yield Perform("arm", (take,), {})
+        except LedgerUnavailable:
+            self._tell(LedgerDown, operation="arm")
+            if self.policy.guard.on_ledger_down == "open" and self.honoured:
+                self.guarded, self.recorded = False, False
+                return None
+            raise
+        return answer
+
+    def _joined(self, refused: Refused) -> Generator[Command, Any, bool]:
+        """Wait for another call of this process that has the key. True: it ended."""
+        record, patience = refused.record, self.policy.guard.join
+        busy = record.phase in (Phase.ARMED, Phase.CLAIMED) and record.fingerprint == self.fingerprint
+        if not patience or not busy or record.owner not in _owners:
+            return False
+        monotonic = self.engine.clock.monotonic
+        if self._joining is None:
+            self._joining = monotonic() + patience
+        end = self._joining if self.deadline is None else min(self._joining, self.deadline)
+        while record.owner in _owners:
+            if monotonic() >= end or (yield Wait(_GLANCE)):
+                return False
+        return True
+
+    def _reconciled(self, refused: Refused) -> Generator[Command, Any, bool]:
+        """Ask the provider what became of a held key, once in a call. True: now it is known."""
+        record = refused.record
+        if self._asked or record.phase is not Phase.HELD or record.fingerprint != self.fingerprint:
+            return False
+        reconciler = self.engine.reconciler(self.policy, self._provider_name())
+        if reconciler is None or self.key is None:
+            return False
+        self._asked = True
+        key = self.key.value
+        verdict = yield Ask(
+            reconciler,
+            HeldSend(
+                key=key,
+                outgoing=self.provider.outgoing(key, record.generation) if self.honoured and self.provider else None,
+                label=record.label,
+                provider=record.provider,
+                attempts=record.attempts,
+                first_armed=record.first_armed,
+                last_armed=record.last_armed,
+            ),
+        )
+        options: dict[str, Any] = {"result": {"how": "reconciled"}}
+        if verdict == "not_applied":
+            quiet = quiet_time(reconciler, self.provider.quiet if self.provider is not None else None)
+            # The attempt itself may have been under way as long as its lease; only then the quiet time begins.
+            options["quiet"] = math.inf if quiet is None else quiet + self._lease()
+            if quiet is not None and record.last_armed is not None:
+                self._ask_again = record.last_armed + options["quiet"]
+        known = False
+        if verdict != "unknown":
+            known = yield Perform("resolve", (self.digest, record.fence, verdict), options)
+        self._tell(Reconciled, key_digest=self.digest.hex(), verdict=verdict, counts=known)
+        return known
 
     def _arm_before(self) -> Generator[Command, Any, None]:
         """For a transport that can't be hooked: arm before the attempt, which then goes out as this generation."""
@@ -409,7 +488,7 @@ class Call:
                 "an earlier attempt may have been applied, and nothing shows that it was not; nothing was sent. "
                 "Resolve it: retrypolicy ledger resolve",
                 key_digest=name,
-                retry_at=record.not_before or None,
+                retry_at=record.not_before or self._ask_again,
             )
         raise SendInProgress(
             "another caller has this key right now; nothing was sent", retry_at=record.lease, key_digest=name
@@ -515,7 +594,8 @@ class Call:
             self.recorded = yield from self._write("reject", (self.digest, self._owner, self._fence))
 
     def abandon(self) -> Perform | None:
-        """For a driver that is torn out of the loop between attempts: what is left to do, if anything."""
+        """For a driver that is torn out of the loop: what is left to do, if anything."""
+        _owners.discard(self._owner)
         if self.guarded and self._claimed:
             self._claimed = False
             return Perform("reject", (self.digest, self._owner, self._fence), {})
@@ -525,9 +605,7 @@ class Call:
         if not isinstance(outcome, Answered):
             return {}
         if self.provider is not None:
-            return self.provider.summary(
-                outcome.status, outcome.body, headers=outcome.headers, request=self.sent
-            )
+            return self.provider.summary(outcome.status, outcome.body, headers=outcome.headers, request=self.sent)
         return {"status": outcome.status}
 
     def _provider_name(self) -> str:
@@ -551,6 +629,7 @@ class Call:
             self._tell(Decided, number=told.number, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
+        _owners.discard(self._owner)
         self._reason = decision.reason
         if isinstance(decision, Defer):
             self.retry_at = decision.until

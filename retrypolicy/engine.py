@@ -8,13 +8,13 @@ import inspect
 import os
 import random as _random
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import evolve
 
-from retrypolicy.call import ATTEMPT, Call, Command, Perform, Replay, Wait
+from retrypolicy.call import ATTEMPT, Ask, Call, Command, Perform, Replay, Wait
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.decision import Decision, Retry, Stop
 from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailable, PolicyError, UnprotectedKey
@@ -23,6 +23,7 @@ from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_diges
 from retrypolicy.guard.ledger import Ledger
 from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
 from retrypolicy.guard.operation import current_operation
+from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
 from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, Report
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
@@ -55,6 +56,7 @@ class Engine:
     secret: keys the ledger's digests; None: what `RETRYPOLICY_SECRET` says.
     clock, random: where time and chance come from; for tests.
     listeners: told of everything that happens.
+    reconcilers: for `Guard(on_unknown="reconcile")`, by the provider's name; see `retrypolicy.guard.reconcile`.
 
     Thread-safe. Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
     """
@@ -76,6 +78,7 @@ class Engine:
         clock: Clock | None = None,
         random: Callable[[], float] | None = None,
         listeners: Iterable[Listener] = (),
+        reconcilers: Mapping[str, Reconciler] | None = None,
     ) -> None:
         policy = RetryPolicy() if policy is None else policy
         if not isinstance(policy, RetryPolicy):
@@ -87,6 +90,7 @@ class Engine:
         for listener in self.listeners:
             if not callable(getattr(listener, "on_event", None)):
                 raise ConfigurationError(f"listeners: {listener!r} is not allowed; must have a method on_event(event)")
+        self._reconcilers = {name: checked(name, found) for name, found in (reconcilers or {}).items()}
         self._mode = mode()
         self.provider = _provider(provider, hosts)
         self.ledger = _ledger(ledger)
@@ -148,6 +152,7 @@ class Engine:
                 if key is not None:
                     honoured = provider is not None and provider.honours(method, host, path)
                     if self.ledger is not None:
+                        self._can_reconcile(policy, provider)
                         digest, mark = self._digests(key, what)
                     elif not honoured:
                         self._unprotected(policy, provider, host)
@@ -212,6 +217,18 @@ class Engine:
             if self.ledger.read(old)[0] is not None:
                 return old, fingerprint(Secret(secret.values[index:]), content)
         return digest, fingerprint(secret, content)
+
+    def reconciler(self, policy: RetryPolicy, provider: str) -> Reconciler | None:
+        """Whom to ask about a held send; None where the policy does not want that."""
+        return reconciler_for(provider, self._reconcilers) if policy.guard.on_unknown == "reconcile" else None
+
+    def _can_reconcile(self, policy: RetryPolicy, provider: Provider | None) -> None:
+        name = provider.name if provider is not None else ""
+        if policy.guard.on_unknown == "reconcile" and self.reconciler(policy, name) is None:
+            raise ConfigurationError(
+                f"Guard.on_unknown is 'reconcile', and there is none for {name or 'calls without a provider'}; "
+                "nothing was sent. Name one: retrypolicy.guard.reconcile.register(name, reconciler), name '*' for all"
+            )
 
     def _unprotected(self, policy: RetryPolicy, provider: Provider | None, host: str) -> None:
         text = f"a key was given for a request to {host}, but nothing uses it: there is no ledger, and " + (
@@ -314,6 +331,9 @@ class Engine:
             woken = self.clock.sleep(command.seconds, self._wake)
             result: Command = steps.send(woken)
             return result
+        if isinstance(command, Ask):
+            result = steps.send(ask(command.reconciler, command.held))
+            return result
         assert isinstance(command, Perform)
         try:
             answer = self.perform(command)
@@ -355,6 +375,8 @@ class Engine:
                 elif isinstance(command, Wait):
                     await self.clock.sleep_async(command.seconds)
                     command = steps.send(self.stopping)
+                elif isinstance(command, Ask):
+                    command = steps.send(await ask_async(command.reconciler, command.held, _in_thread))
                 else:
                     assert isinstance(command, Perform)
                     try:

@@ -82,6 +82,15 @@ class Held(CallEvent):
 
 
 @frozen(kw_only=True)
+class Reconciled(CallEvent):
+    """A reconciler was asked about a held key. `counts`: its verdict settled the key."""
+
+    key_digest: str
+    verdict: str
+    counts: bool
+
+
+@frozen(kw_only=True)
 class Replayed(CallEvent):
     """The call was done earlier; nothing was sent."""
 
@@ -120,6 +129,7 @@ Event = (
     | Waiting
     | Deferred
     | Held
+    | Reconciled
     | Replayed
     | LedgerDown
     | Observed
@@ -154,6 +164,9 @@ def _log(event: Event) -> None:
             logger.warning("%s: deferred until %.0f (%s)", where, event.until, event.reason.value)
         case Held():
             logger.warning("%s: outcome unknown, key %s is held", where, event.key_digest[:12])
+        case Reconciled():
+            counts = "settled" if event.counts else "still held"
+            logger.warning("%s: reconciler says %s, key %s is %s", where, event.verdict, event.key_digest[:12], counts)
         case Replayed():
             logger.info("%s: done earlier, key %s replayed, nothing sent", where, event.key_digest[:12])
         case Observed():

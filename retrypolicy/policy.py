@@ -76,6 +76,8 @@ class Guard:
     on_ledger_down: "closed": `LedgerUnavailable`, nothing is sent; "open": send all the same, but only where the
         provider honours the key.
     lease: seconds that an attempt is believed alive without a sign; None: from the policy's own time limits.
+    join: seconds that a call waits for another one of this process under the same key, to share what comes of it;
+        0: `SendInProgress` at once, as for those of other processes.
     """
 
     on_unknown: Literal["hold", "reconcile", "resend"] = field(
@@ -84,6 +86,7 @@ class Guard:
     unkeyed: Literal["pass", "refuse"] = field(default="pass", validator=choice("pass", "refuse"))
     on_ledger_down: Literal["closed", "open"] = field(default="closed", validator=choice("closed", "open"))
     lease: Seconds | None = field(default=None, validator=optional_number(0, above=True))
+    join: Seconds = field(default=0.0, validator=number(0))
 
 
 @strict
@@ -92,12 +95,18 @@ class Limits:
     """Counters per phase, as urllib3 has them: how many retries each kind of failure gets. None: no limit of its own.
 
     connect: nothing was sent. read: sent, and no answer. status: answered. other: anything else.
+    hint: seconds to which a longer Retry-After is cut.
+
+    A policy with limits goes by urllib3's rules, as far as they are safe: a failure is of the kind that urllib3 gives
+    it, and only that says whether it is repeated; `allowed_methods` count for reads and answers, sent or not; a lost
+    body is not fetched again; of the server's hints only Retry-After is read, and it takes the place of the backoff.
     """
 
     connect: int | None = field(default=None, validator=integer(0, optional=True))
     read: int | None = field(default=None, validator=integer(0, optional=True))
     status: int | None = field(default=None, validator=integer(0, optional=True))
     other: int | None = field(default=None, validator=integer(0, optional=True))
+    hint: Seconds | None = field(default=None, validator=optional_number(0))
 
 
 def _backoff(instance: Any, attribute: Any, value: Any) -> None:
