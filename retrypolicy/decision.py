@@ -26,7 +26,7 @@ from retrypolicy.outcome import (
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Meaning, meaning
 
-__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge"]
+__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge", "raises"]
 
 
 @frozen(kw_only=True)
@@ -100,14 +100,14 @@ def judge(
 ) -> Decision:
     """`decide()` for a caller who already knows what the outcome means."""
     body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
-    if said.effect is Effect.APPLIED and not body_lost:
+    if said.effect is Effect.APPLIED and not body_lost and said.retry is not True:
         return _SUCCESS
     no = _not_retryable(policy, history, outcome, said, body_lost)
     if no is not None:
         return Stop(reason=no)
     safe, why = _safety(policy, history, outcome, said, now)
     if not safe:
-        return Stop(reason=why)
+        return _SUCCESS if said.effect is Effect.APPLIED and not body_lost else Stop(reason=why)
     if not history.replayable:
         return Stop(reason=Reason.BODY_NOT_REPLAYABLE)
     if history.attempts >= policy.max_attempts:
@@ -121,7 +121,7 @@ def judge(
         if policy.pushback == "cap":
             hint = policy.max_wait
     delay = policy.backoff.delay(history.attempts, history.previous, random)
-    if hint is not None and hint > delay:
+    if hint is not None and (hint > delay or (hint > 0 and policy.limits is not None)):
         delay = hint
     due = now + delay
     end = _end(policy, history, now)
@@ -138,6 +138,16 @@ def judge(
     return Retry(delay=delay, reason=why)
 
 
+def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
+    """Is this answer, with no retry left, raised as an error of its own (`on_exhausted`)?"""
+    if policy.on_exhausted != "raise" or not isinstance(outcome, Answered) or outcome.body_error is not None:
+        return False
+    if policy.limits is None or decision.reason is Reason.LIMIT_EXHAUSTED:
+        return decision.reason in (Reason.ATTEMPTS_EXHAUSTED, Reason.LIMIT_EXHAUSTED)
+    stopped = decision.reason in (Reason.ATTEMPTS_EXHAUSTED, Reason.UNSAFE)
+    return stopped and outcome.status in policy.status_forcelist
+
+
 def call_effect(effect: Effect, *, tainted: bool, sure: bool = False) -> Effect:
     """A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure)."""
     if effect is Effect.NOT_APPLIED and tainted and not sure:
@@ -151,12 +161,16 @@ def _not_retryable(
     if isinstance(outcome, Failed):
         if not isinstance(outcome.error, Exception):
             return Reason.INTERRUPTED
+        if policy.limits is not None and outcome.counter is not None:
+            return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
         if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:
             return Reason.PERMANENT
         return Reason.NOT_RETRYABLE if said.retry is False else None
+    if policy.limits is not None and body_lost:
+        return Reason.NOT_RETRYABLE
     if said.retry is not None:
         return None if said.retry or body_lost else Reason.NOT_RETRYABLE
-    if policy.pushback != "ignore" and outcome.headers:
+    if policy.pushback != "ignore" and policy.limits is None and outcome.headers:
         forbidden = do_not_retry(outcome.headers)
         if forbidden is not None:
             return Reason.SERVER_SAID_NO if forbidden else None
@@ -169,10 +183,11 @@ def _safety(policy: RetryPolicy, history: History, outcome: Outcome, said: Meani
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
     effect = call_effect(said.effect, tainted=history.tainted, sure=said.sure)
     nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
+    gated = not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")
+    if gated and policy.allowed_methods is not None and history.method not in policy.allowed_methods:
+        return False, Reason.METHOD_NOT_ALLOWED
     if nothing_sent and effect is Effect.NOT_APPLIED:
         return True, Reason.NOT_SENT
-    if not nothing_sent and policy.allowed_methods is not None and history.method not in policy.allowed_methods:
-        return False, Reason.METHOD_NOT_ALLOWED
     if effect is Effect.NOT_APPLIED:
         return True, Reason.NOT_APPLIED
     if history.method in policy.idempotent_methods:
@@ -195,6 +210,8 @@ def kind_of(outcome: Outcome) -> str:
     """Which counter of `Limits` an outcome belongs to."""
     if isinstance(outcome, Answered):
         return "status" if outcome.body_error is None else "read"
+    if outcome.counter is not None and outcome.counter != "none":
+        return outcome.counter
     return "connect" if outcome.stage in NOTHING_SENT else "read"
 
 
@@ -207,7 +224,12 @@ def _hint(policy: RetryPolicy, outcome: Outcome, said: Meaning, now: float) -> f
         return None
     if outcome.pushback is not None:
         return outcome.pushback
-    return pushback(outcome.headers, now) if outcome.headers else None
+    if not outcome.headers:
+        return None
+    if policy.limits is None:
+        return pushback(outcome.headers, now)
+    hint = pushback({k: v for k, v in outcome.headers.items() if k.lower() in ("retry-after", "date")}, now)
+    return hint if hint is None or policy.limits.hint is None else min(hint, policy.limits.hint)
 
 
 def _end(policy: RetryPolicy, history: History, now: float) -> float | None:

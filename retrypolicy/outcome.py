@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -96,6 +96,7 @@ class Failed:
     stage: Stage = Stage.UNOBSERVED
     retry_limit: int | None = None  # repeats that this kind of error is worth: 0 bad certificate, 1 unknown name
     reused: bool = False
+    counter: Literal["connect", "read", "other", "none"] | None = None  # of `Limits`, by the transport's own classes
 
 
 Outcome = Answered | Failed

@@ -570,3 +570,12 @@ def test_the_worker_preset_defers_what_is_long(clock: VirtualClock, ledger: Memo
     assert found is not None
     assert found.retry_at == pytest.approx(clock.now() + 600)
     assert clock.sleeps == []
+
+
+def test_what_was_applied_once_stays_applied() -> None:
+    """A PUT whose answer's body broke is sent again; a refusal of the repeat takes nothing back."""
+    engine = Engine(RetryPolicy(backoff=Constant(seconds=0)), clock=VirtualClock())
+    call = engine.begin("PUT", "http://example.com/")
+    outcomes = iter([Answered(status=200, body_error=OSError("cut")), Answered(status=413)])
+    engine.drive(call, lambda call: next(outcomes))
+    assert call.report().effect is Effect.APPLIED

@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Literal
 
 from urllib3 import exceptions as errors
 
@@ -70,7 +71,26 @@ def failure_of(error: BaseException, watch: Watch | None) -> Failed:
     else:
         stage = Stage.UNOBSERVED
     reused = watch is not None and watch.reused
-    return Failed(error=error, stage=stage, retry_limit=_retry_limit(chain), reused=reused)
+    return Failed(error=error, stage=stage, retry_limit=_retry_limit(chain), reused=reused, counter=_counter(chain))
+
+
+def _counter(chain: tuple[BaseException, ...]) -> Literal["connect", "read", "other", "none"] | None:
+    """Which of its counters urllib3 would take this from (urllib3.util.Retry.increment); "none": it would not repeat.
+
+    None where nothing of urllib3 is in the error: another transport's.
+    """
+    for error in chain:
+        if isinstance(error, errors.ProxyError):
+            return "connect" if isinstance(error.original_error, errors.ConnectTimeoutError) else "other"
+        if isinstance(error, errors.ConnectTimeoutError):
+            return "connect"
+        if isinstance(error, (errors.ReadTimeoutError, errors.ProtocolError)):
+            return "read"
+        if isinstance(error, (errors.SSLError, ssl.SSLError)):
+            return "other"
+        if isinstance(error, errors.HTTPError) and not isinstance(error, errors.MaxRetryError):
+            return "none"
+    return None
 
 
 def _retry_limit(chain: tuple[BaseException, ...]) -> int | None:
