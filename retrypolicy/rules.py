@@ -246,6 +246,8 @@ def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool) 
 
 def _has_retry_after(headers: Mapping[str, str]) -> bool:
     """A header that can't be read is none: then nothing says that the server refused on purpose."""
-    return any(
-        name.lower() == "retry-after" and pushback({name: value}, 0.0) is not None for name, value in headers.items()
-    )
+    for name, value in headers.items():
+        # Measured from the very moment that it names, so that no date is too far away to count.
+        if name.lower() == "retry-after" and pushback({name: value, "Date": value}, 0.0) is not None:
+            return True
+    return False

@@ -104,7 +104,8 @@ def ours(policy: RetryPolicy, method: str, script: list[Any], random: float) -> 
             tainted = decision.reason not in (Reason.NOT_SENT, Reason.NOT_APPLIED)
             continue
         assert isinstance(decision, Stop)  # never a Defer: urllib3 has none
-        done = decision.reason is Reason.SUCCESS and isinstance(what, int) and what in policy.status_forcelist
+        allowed = policy.allowed_methods is None or method in policy.allowed_methods
+        done = allowed and decision.reason is Reason.SUCCESS and what in policy.status_forcelist
         if decision.reason is Reason.UNSAFE or done:  # a success that a list asks to repeat stays one
             return [*waits, "unsafe", outcome]
         if raises(policy, outcome, decision):
