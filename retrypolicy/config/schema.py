@@ -6,6 +6,7 @@ It allows what `load_policies` allows, but for what it can't say: that one numbe
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
@@ -172,7 +173,7 @@ def _backoffs(definitions: dict[str, Schema]) -> Schema:
 
 # -- what editors show -------------------------------------------------------------------------------------------------
 
-_ITEM = re.compile(r"^ +(\w+(?:, \w+)*): (.+(?:\n +(?! |\w+(?:, \w+)*: ).+)*)", re.MULTILINE)
+_ITEM = re.compile(r"^ *(\w+(?:, \w+)*): (.+(?:\n +(?! |\w+(?:, \w+)*: ).+)*)", re.MULTILINE)
 
 
 def _first_line(cls: type) -> str:
@@ -182,7 +183,7 @@ def _first_line(cls: type) -> str:
 def _descriptions(cls: type) -> dict[str, str]:
     """What the docstring says of each field."""
     found: dict[str, str] = {}
-    for names, text in _ITEM.findall(cls.__doc__ or ""):
+    for names, text in _ITEM.findall(inspect.cleandoc(cls.__doc__ or "")):
         for name in names.split(", "):
             found[name] = " ".join(text.split())
     return found

@@ -225,9 +225,9 @@ def test_endless_interim_answers_do_not_outlive_the_server() -> None:
 
 
 def test_an_early_answer_and_then_the_rest_is_read() -> None:
-    with FaultServer([Answer(413, b"no", after="head"), Answer(200)]) as server, connect(server) as sock:
+    with FaultServer([Answer(403, b"no", after="head"), Answer(200)]) as server, connect(server) as sock:
         sock.sendall(POST_HEAD)
-        read(sock, b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 2\r\n\r\nno")
+        read(sock, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
         assert server.complete == 0
         sock.sendall(b"hello" + GET)
         read(sock, OK)
