@@ -14,6 +14,7 @@ from retrypolicy.guard.ledger import Filter, Phase, Record
 from retrypolicy.guard.postgres import (
     MOST_IDLE,
     SLOW,
+    a_pool,
     connector,
     may_repeat,
     split_options,
@@ -39,7 +40,7 @@ class AsyncPostgresLedger(AsyncSteppedLedger[PostgresSteps]):
 
     def __init__(self, dsn_or_pool: Any, *, prepare_threshold: int | None = 0, **options: Any) -> None:
         self._steps = PostgresSteps(**options)
-        self._pool = None if isinstance(dsn_or_pool, str) else dsn_or_pool
+        self._pool = None if isinstance(dsn_or_pool, str) else a_pool(dsn_or_pool)
         if self._pool is None:
             self._connect = connector(dsn_or_pool, prepare_threshold, self._steps.timeout, asynchronous=True)
         self._idle: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[psycopg.AsyncConnection[Any]]]

@@ -12,7 +12,7 @@ from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Filter, Phase, Record
-from retrypolicy.guard.redis import connect, split_options
+from retrypolicy.guard.redis import a_client, connect, split_options
 from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, record_of, text_of, unavailable
 from retrypolicy.guard.stepped import AsyncSteppedLedger, Steps
 
@@ -32,7 +32,7 @@ class AsyncRedisLedger(AsyncSteppedLedger[RedisSteps]):
     def __init__(self, client_or_url: Any, **options: Any) -> None:
         self._steps = RedisSteps(**options)
         self._url = client_or_url if isinstance(client_or_url, str) else None
-        self._given = client_or_url if self._url is None else connect(self._url, self._steps.timeout, ".asyncio")
+        self._given = a_client(connect(self._url, self._steps.timeout, ".asyncio") if self._url else client_or_url)
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
 
     @classmethod

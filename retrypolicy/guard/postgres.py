@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from retrypolicy.clock import Clock, SystemClock
-from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
+from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard.ledger import Filter, Phase, Record
 from retrypolicy.guard.postgres_steps import NotReplicated, PostgresSteps, Statement
-from retrypolicy.guard.stepped import SteppedLedger, Steps
+from retrypolicy.guard.stepped import SteppedLedger, Steps, take_options
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,6 +26,12 @@ T = TypeVar("T")
 
 SLOW = 60.0  # seconds for what may read the whole table; nobody waits for it with a request in hand
 MOST_IDLE = 16  # connections kept for the next operation
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "table": str,
+    "retention": float,
+    "timeout": float,
+    "prepare_threshold": lambda text: None if text == "none" else int(text),
+}
 _system = SystemClock()
 
 
@@ -46,7 +51,7 @@ class PostgresLedger(SteppedLedger[PostgresSteps]):
 
     def __init__(self, dsn_or_pool: Any, *, prepare_threshold: int | None = 0, **options: Any) -> None:
         self._steps = PostgresSteps(**options)
-        self._pool = None if isinstance(dsn_or_pool, str) else dsn_or_pool
+        self._pool = None if isinstance(dsn_or_pool, str) else a_pool(dsn_or_pool)
         if self._pool is None:
             self._connect = connector(dsn_or_pool, prepare_threshold, self._steps.timeout)
         self._idle: deque[psycopg.Connection[Any]] = deque()
@@ -144,6 +149,16 @@ class PostgresLedger(SteppedLedger[PostgresSteps]):
         self._closer = weakref.finalize(self, _close_all, self._idle)
 
 
+def a_pool(given: Any) -> Any:
+    """The pool, if it is one. Raises `ConfigurationError`: a connection may be in a transaction."""
+    if not callable(getattr(given, "connection", None)):
+        raise ConfigurationError(
+            f"ledger in PostgreSQL: {type(given).__name__} is not allowed; "
+            "must be a URL or a psycopg_pool.ConnectionPool"
+        )
+    return given
+
+
 def connector(
     dsn: str, prepare_threshold: int | None, timeout: float, *, asynchronous: bool = False
 ) -> Callable[[], Any]:
@@ -174,22 +189,7 @@ def connector(
 
 def split_options(url: str) -> tuple[str, dict[str, Any]]:
     """The URL without our own options, and these."""
-    parts = urlsplit(url)
-    ours: dict[str, Any] = {}
-    theirs = []
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        try:
-            if name == "table":
-                ours[name] = text
-            elif name in ("retention", "timeout"):
-                ours[name] = float(text)
-            elif name == "prepare_threshold":
-                ours[name] = None if text == "none" else int(text)
-            else:
-                theirs.append((name, text))
-        except ValueError:
-            raise PolicyError.of(name, text, "a number") from None
-    return urlunsplit(parts._replace(query=urlencode(theirs))), ours
+    return take_options(url, _OPTIONS)
 
 
 @contextmanager

@@ -33,8 +33,8 @@ _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)
 _values = attrgetter(*_NAMES)
 
-# `collect_day` stays the same from arm to done, and no other column of an index changes: the update is a HOT one, which
-# leaves the indexes alone.
+# `collect_hour` stays the same from arm to done (but for those that meet the full hour), and no other column of an
+# index changes: the update is a HOT one, which leaves the indexes alone.
 _SCHEMA = """
 SELECT pg_advisory_xact_lock({lock});
 CREATE TABLE IF NOT EXISTS {table} (
@@ -42,9 +42,9 @@ CREATE TABLE IF NOT EXISTS {table} (
     generation integer NOT NULL, owner bytea, token bytea, lease float8 NOT NULL, first_seen float8 NOT NULL,
     first_armed float8, last_armed float8, attempts integer NOT NULL, not_before float8 NOT NULL,
     fingerprint bytea NOT NULL, result text, label text NOT NULL, provider text NOT NULL, expires float8 NOT NULL,
-    collect_day integer NOT NULL GENERATED ALWAYS AS (least(floor(expires / 86400), 2147483647)::integer) STORED
+    collect_hour integer NOT NULL GENERATED ALWAYS AS (least(floor(expires / 3600), 2147483647)::integer) STORED
 ) WITH (fillfactor = 80);
-CREATE INDEX IF NOT EXISTS {index} ON {table} (collect_day);
+CREATE INDEX IF NOT EXISTS {index} ON {table} (collect_hour);
 COMMENT ON TABLE {table} IS '{comment}{version}'
 """
 
@@ -91,8 +91,8 @@ SELECT r.phase, count(*) FROM t, {table} r WHERE r.phase IN (2, 5) OR r.expires 
 """
 _PURGE = """{begin}, over AS MATERIALIZED (
     SELECT r.key FROM t, {table} r
-    WHERE r.collect_day <= floor(t.now / 86400) AND r.phase IN (1, 3, 4) AND r.expires <= t.now
-    ORDER BY r.collect_day LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)
+    WHERE r.collect_hour <= floor(t.now / 3600) AND r.phase IN (1, 3, 4) AND r.expires <= t.now
+    ORDER BY r.collect_hour LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)
 DELETE FROM {table} r USING over WHERE r.key = over.key RETURNING true
 """
 _VERSION = "SELECT to_regclass({name}) IS NOT NULL, obj_description(to_regclass({name}), 'pg_class')"

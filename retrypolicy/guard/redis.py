@@ -10,25 +10,23 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from retrypolicy.clock import Clock, SystemClock
-from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
+from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Filter, Phase, Record
 from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, record_of, text_of, unavailable
-from retrypolicy.guard.stepped import SteppedLedger, Steps
+from retrypolicy.guard.stepped import SteppedLedger, Steps, take_options, yes_or_no
 
 T = TypeVar("T")
 _PAGE = 500
 
-_BOOLEANS = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "retention": float,
     "timeout": float,
     "wait_replicas": int,
-    "wait_aof": lambda text: _BOOLEANS[text.lower()],
-    "allow_forgetful": lambda text: _BOOLEANS[text.lower()],
+    "wait_aof": yes_or_no,
+    "allow_forgetful": yes_or_no,
     "prefix": str,
 }
 
@@ -52,7 +50,7 @@ class RedisLedger(SteppedLedger[RedisSteps]):
     def __init__(self, client_or_url: Any, **options: Any) -> None:
         self._steps = RedisSteps(**options)
         self._own = isinstance(client_or_url, str)
-        self._client = connect(client_or_url, self._steps.timeout) if self._own else client_or_url
+        self._client = connect(client_or_url, self._steps.timeout) if self._own else a_client(client_or_url)
 
     @classmethod
     def from_url(cls, url: str, *, clock: Clock | None = None, **options: Any) -> RedisLedger:
@@ -149,6 +147,16 @@ class RedisLedger(SteppedLedger[RedisSteps]):
 _system = SystemClock()
 
 
+def a_client(given: Any) -> Any:
+    """The client, if it is one. Raises `ConfigurationError`."""
+    if not callable(getattr(given, "execute_command", None)):
+        raise ConfigurationError(
+            f"ledger in Redis: {type(given).__name__} is not allowed; "
+            "must be a URL or a client of redis-py or valkey-py"
+        )
+    return given
+
+
 def connect(url: str, timeout: float, kind: str = "") -> Any:
     """A client with short time-outs and without retries of its own. `kind` is "" or ".asyncio"."""
     for library in ("redis", "valkey"):
@@ -177,14 +185,4 @@ def connect(url: str, timeout: float, kind: str = "") -> Any:
 
 def split_options(url: str) -> tuple[str, dict[str, Any]]:
     """The URL without our own options, and these."""
-    parts = urlsplit(url)
-    ours, theirs = {}, []
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            theirs.append((name, text))
-            continue
-        try:
-            ours[name] = _OPTIONS[name](text)
-        except (ValueError, KeyError):
-            raise PolicyError.of(name, text, "a number, or yes or no") from None
-    return urlunsplit(parts._replace(query=urlencode(theirs))), ours
+    return take_options(url, _OPTIONS)

@@ -5,15 +5,41 @@ The sync and the async ledger of a store share its steps, the ledgers of all suc
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from urllib.parse import unquote
 
+from retrypolicy.errors import PolicyError
 from retrypolicy.guard.ledger import Record, Refused, Take, Taken
 
 T = TypeVar("T")
 
 Steps = Generator[Any, Any, T]
 """Yields requests, is sent the replies, returns the answer. Any request may be made twice."""
+
+
+def take_options(url: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
+    """The URL without the options of its query that are known here, and these, read. Raises `PolicyError`."""
+    address, _, query = url.partition("?")
+    ours, theirs = {}, []
+    for pair in query.split("&"):
+        name, _, text = pair.partition("=")
+        if name not in known:
+            theirs.append(pair)
+            continue
+        try:
+            ours[name] = known[name](unquote(text))
+        except ValueError:
+            raise PolicyError.of(name, unquote(text), "a number, or yes or no, as the option demands") from None
+    rest = "&".join(theirs)
+    return f"{address}?{rest}" if rest else address, ours
+
+
+def yes_or_no(text: str) -> bool:
+    """An option of a URL that is one or the other. Raises `ValueError`."""
+    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
+        raise ValueError(text)
+    return text.lower() in ("yes", "true", "1")
 
 
 class StoreSteps(Protocol):

@@ -401,6 +401,10 @@ def test_a_url_carries_options(postgres: Postgres) -> None:
     assert connection.execute("SHOW application_name").fetchone() == ("mails",)
     assert ask(postgres, f"SELECT count(*) FROM {table}") == [(1,)]
     ledger.close()
+    folder = postgres.folder.replace("/", "%2F")
+    elsewhere = open_ledger(f"postgresql:///postgres?table={table}&host={folder}&user=postgres")
+    assert elsewhere.counts() == {Phase.ARMED: 1}
+    elsewhere.close()
 
 
 @pytest.mark.parametrize(
@@ -419,6 +423,11 @@ def test_a_bad_url_is_told_without_its_password(url: str) -> None:
 def test_bad_options(name: str, value: Any) -> None:
     with pytest.raises(PolicyError, match=name):
         PostgresLedger("postgresql://127.0.0.1:1/x", **{name: value})
+
+
+def test_a_connection_of_the_callers_is_refused(postgres: Postgres) -> None:
+    with psycopg.connect(postgres.dsn) as mine, pytest.raises(ConfigurationError, match="ConnectionPool"):
+        PostgresLedger(mine)
 
 
 def test_nobody_there() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,10 +88,12 @@ def test_kill_9_loses_no_acknowledged_arm(postgres: Postgres) -> None:
 
 
 def test_a_restart_is_not_noticed(postgres: Postgres, ledger: PostgresLedger) -> None:
-    arm(ledger, 1)
+    with ThreadPoolExecutor(4) as threads:  # several connections, all of which end
+        list(threads.map(lambda number: arm(ledger, number), range(12)))
+    assert len(ledger._idle) > 1
     postgres.kill()
     postgres.start()
-    arm(ledger, 2)
+    arm(ledger, 20)
     assert phase(ledger, 1) is Phase.ARMED
 
 

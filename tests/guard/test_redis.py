@@ -272,7 +272,9 @@ def test_a_url_carries_options(valkey: Valkey) -> None:
     assert record.expires == pytest.approx(record.first_seen + 60)
 
 
-@pytest.mark.parametrize("url", ["redis://:pass:word@host:port", "redis://host:99999999", "redis://h/0?timeout=soon"])
+@pytest.mark.parametrize(
+    "url", ["redis://:pass:word@host:port", "redis://[host", "redis://h/0?timeout=soon", "redis://h/0?wait_aof=maybe"]
+)
 def test_a_bad_url_is_told_without_its_password(url: str) -> None:
     with pytest.raises((ConfigurationError, PolicyError)) as caught:
         open_ledger(url)
@@ -284,6 +286,11 @@ def test_a_bad_url_is_told_without_its_password(url: str) -> None:
 def test_bad_options(name: str, value: float) -> None:
     with pytest.raises(PolicyError, match=name):
         RedisLedger("redis://127.0.0.1:1", **{name: value})
+
+
+def test_what_is_no_client_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="int"):
+        RedisLedger(6379)
 
 
 def test_nobody_there() -> None:

@@ -14,9 +14,9 @@ CREATE TABLE IF NOT EXISTS retrypolicy_ledger (
     generation integer NOT NULL, owner bytea, token bytea, lease float8 NOT NULL, first_seen float8 NOT NULL,
     first_armed float8, last_armed float8, attempts integer NOT NULL, not_before float8 NOT NULL,
     fingerprint bytea NOT NULL, result text, label text NOT NULL, provider text NOT NULL, expires float8 NOT NULL,
-    collect_day integer NOT NULL GENERATED ALWAYS AS (least(floor(expires / 86400), 2147483647)::integer) STORED
+    collect_hour integer NOT NULL GENERATED ALWAYS AS (least(floor(expires / 3600), 2147483647)::integer) STORED
 ) WITH (fillfactor = 80);
-CREATE INDEX IF NOT EXISTS retrypolicy_ledger_collect ON retrypolicy_ledger (collect_day);
+CREATE INDEX IF NOT EXISTS retrypolicy_ledger_collect ON retrypolicy_ledger (collect_hour);
 COMMENT ON TABLE retrypolicy_ledger IS 'retrypolicy ledger, schema 1';
 """
 
