@@ -6,14 +6,12 @@ Anymail's webhook views have checked who speaks before they send the signal `tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from retrypolicy.django import settings
 from retrypolicy.django.keys import METADATA, find
 from retrypolicy.errors import RetryPolicyError
-from retrypolicy.guard import upkeep
-from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
+from retrypolicy.guard.ledger import Ledger, Phase, Record
 from retrypolicy.providers import load
 
 logger = logging.getLogger("retrypolicy.ledger")
@@ -62,16 +60,3 @@ def _result(record: Record, message_id: str | None) -> dict[str, Any]:
     if kept is not None and message_id is not None and (clean := kept.clean(message_id)) is not None:
         result["id"] = clean
     return result
-
-
-def without_event(ledger: Ledger) -> Iterator[tuple[Record, float]]:
-    """Held records of which no event came in the time that `RELEASE_AFTER` gives; and these seconds.
-
-    Raises `ConfigurationError` for a bad setting, and `LedgerUnavailable`.
-    """
-    for name, minutes in settings.release_after().items():
-        quiet = max(minutes * 60, load(name).quiet or 0.0)
-        now = upkeep.time_of(ledger)
-        for record in upkeep.find(ledger, Filter(phases=frozenset({Phase.HELD}), provider=name)):
-            if record.last_armed is not None and record.last_armed <= now - quiet:
-                yield record, quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,17 +35,18 @@ def _say(number: str, text: str, hint: str) -> checks.CheckMessage:
 
 
 def register_all() -> None:
-    """Called when the app is ready."""
+    """Called when the app is ready; again, if a test changes INSTALLED_APPS."""
     for check in (check_settings, check_policies, check_ledger, check_mailers):
         checks.register(_collected(check), TAG)
     checks.register(_collected(check_database), TAG, checks.Tags.database)
 
 
+@functools.cache  # the registry knows a check by its identity
 def _collected(check: Callable[..., Found]) -> Any:
+    @functools.wraps(check)
     def run(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
         return list(check(**kwargs))
 
-    run.__name__ = check.__name__
     return run
 
 
