@@ -69,6 +69,7 @@ class Watch:
     `max_idle` (seconds): a pooled connection whose last response began longer ago is not reused.
     """
 
+    owner: Any = None  # whoever made it, for what is called meanwhile (`current_watch`)
     reused = False  # the connection had served before
     request_complete = False  # its last byte was handed over
     head_complete = False  # the final response's head was read
@@ -120,6 +121,11 @@ def watching(watch: Watch) -> Watch:
     return watch
 
 
+def current_watch() -> Watch | None:
+    """The watch of the attempt that this thread or greenlet is making."""
+    return _current.get()
+
+
 _process = 1  # counts forks
 
 
@@ -133,7 +139,7 @@ if hasattr(os, "register_at_fork"):
 
 # Tracking pools
 
-_tracked: dict[tuple[type, type], type] = {}
+_tracked: dict[tuple[type, type | None], type] = {}
 
 
 def track(pool: HTTPConnectionPool) -> bool:
@@ -146,11 +152,11 @@ def track(pool: HTTPConnectionPool) -> bool:
     pool_class = type(pool)
     base = getattr(pool_class, "ConnectionCls", None)  # asked anew each time: vcrpy patches it
     own = pool.__dict__.get("ConnectionCls")
-    tracked = _tracked.get((pool_class, base)) if base is not None else None
-    if tracked is not None and tracked is own:
+    if own is not None and getattr(own, "tracks", pool) is base:
         return True
     if own is not None and not issubclass(own, _Watched):
         return False  # somebody chose a class for this very pool
+    tracked = _tracked.get((pool_class, base))
     if tracked is None and base is not None and _writes_through_http_client(pool_class, base):
         tracked = _tracked.setdefault((pool_class, base), _subclass(base))
     if tracked is None:
@@ -193,7 +199,8 @@ def _subclass(base: type) -> type:
     # The names stay the same: they are in error messages and logs.
     response: type = base.response_class  # type: ignore[attr-defined]  # checked above
     watched_response = type(response.__name__, (_WatchedResponse, response), {"__module__": response.__module__})
-    return type(base.__name__, (_Watched, base), {"__module__": base.__module__, "response_class": watched_response})
+    members = {"__module__": base.__module__, "response_class": watched_response, "tracks": base}
+    return type(base.__name__, (_Watched, base), members)
 
 
 # The connection
@@ -203,14 +210,13 @@ class _Watched(_Connection):
     """Mixed in front of a connection class."""
 
     _connecting = False  # what is sent now is for the proxy, not the request
-    _served = False  # a response came over the present socket
-    _last_use: float | None = None
+    _last_use: float | None = None  # when the last response over the present socket began
     _process = 0
     _head: bytes | None = b""  # None: the next send is the head; then the head; b"" outside of request()
     _body_sent = 0
 
     def connect(self) -> None:
-        self._served = False
+        self._last_use = None
         self._process = _process
         watch = _current.get()
         if watch is not None and not watch._begun:
@@ -220,7 +226,6 @@ class _Watched(_Connection):
             super().connect()
         finally:
             self._connecting = False
-        self._last_use = monotonic()
         if watch is not None and not watch._begun:
             watch._stage = Stage.NOT_SENT
 
@@ -282,7 +287,7 @@ class _Watched(_Connection):
         else:
             watch._stage = Stage.NOT_CONNECTED if self.sock is None else Stage.NOT_SENT
         watch._conn = self
-        watch.reused = self._served and self.sock is not None
+        watch.reused = self._last_use is not None and self.sock is not None
         self._head = None
         self._body_sent = 0
         try:
@@ -420,7 +425,6 @@ class _WatchedResponse(_Response):
             self._begin_carefully(*args, **kwargs)
         watch.head_complete = True
         if conn is not None:
-            conn._served = True
             # The server's idle clock starts at the end of its answer, so this errs towards closing.
             conn._last_use = monotonic()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 
@@ -113,7 +114,11 @@ def dripping(first: bytes, then: bytes):
 
 
 def test_it_holds_against_a_dripped_handshake():
-    with dripping(b"\x16\x03\x03\x40\x00\x02", b"\x00") as port, urllib3.PoolManager() as manager:
+    context = ssl.create_default_context()  # made beforehand: it takes its time, and no socket can be asked to hurry
+    with (
+        dripping(b"\x16\x03\x03\x40\x00\x02", b"\x00") as port,
+        urllib3.PoolManager(ssl_context=context) as manager,
+    ):
         result, took = timed(manager.connection_from_url(f"https://127.0.0.1:{port}/"))
     assert took < LATE
     assert result.watch.stage is Stage.NOT_CONNECTED
