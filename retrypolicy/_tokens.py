@@ -79,7 +79,9 @@ class Bucket:
         return self._level >= self._capacity
 
     def add(self, amount: int) -> None:
-        level = self.level()
+        self._change(self.level(), amount)
+
+    def _change(self, level: int, amount: int) -> None:
         if self._rate:
             # The part of a token's millionth that is short stays due, so that asking often loses nothing.
             full = level == self._capacity
@@ -87,9 +89,10 @@ class Bucket:
         self._level = max(0, min(self._capacity, level + amount))
 
     def take(self, cost: int) -> bool:
-        enough = self.level() >= cost
+        level = self.level()
+        enough = level >= cost
         if enough:
-            self.add(-cost)
+            self._change(level, -cost)
         return enough
 
     def put_right(self, level: int) -> None:

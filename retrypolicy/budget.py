@@ -50,7 +50,7 @@ def _fits(instance: Any, attribute: Any, value: Any) -> None:
 
 
 @strict
-@frozen(kw_only=True)
+@frozen(kw_only=True, cache_hash=True)  # it is looked up at every call
 class RetryBudget:
     """A bucket of tokens that retries are paid from. It starts full; the first attempt of a call is always free.
 
@@ -143,7 +143,7 @@ class RetryBudget:
 
 
 @strict
-@frozen(kw_only=True)
+@frozen(kw_only=True, cache_hash=True)
 class CircuitBreaker:
     """Stops calls to a host that mostly fails, and lets a few through later to see whether it is back.
 

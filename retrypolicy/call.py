@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from retrypolicy.decision import Decision, Defer, History, Retry, Stop, call_effect, judge, kind_of
+from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of
 from retrypolicy.errors import (
     AlreadyDone,
     CallRefused,
@@ -39,6 +40,7 @@ from retrypolicy.events import (
     Reconciled,
     Replayed,
     Waiting,
+    heard,
     publish,
 )
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
@@ -130,11 +132,11 @@ class Call:
     _reason = Reason.SUCCESS
     _effect = Effect.NOT_APPLIED
     _end: float | None = None
-    _first_seen: float | None = None
+    first_seen: float | None = None
     _first_armed: float | None = None
-    _previous: float | None = None
-    _streak = 0
-    _spent: dict[str, int] | None = None
+    previous: float | None = None
+    streak = 0
+    spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
     _owner = b""
     _fence = 0
     _armed = False
@@ -192,7 +194,8 @@ class Call:
             self._started = clock.monotonic()
             if self.policy.total_timeout is not None:
                 self._end = self._started + self.policy.total_timeout
-        self._tell(CallStarted)
+        if self.engine.listeners:
+            self._tell(CallStarted)
         if self.policy.budget is not None:
             self.engine.opened(self)
         while True:
@@ -207,7 +210,8 @@ class Call:
             decision = yield from self._after(outcome, clock.monotonic() - began)
             if type(decision) is not Retry:
                 return self._ended(decision)
-            self._tell(Waiting, seconds=decision.delay, reason=decision.reason)
+            if self.engine.listeners or heard(Waiting):
+                self._tell(Waiting, seconds=decision.delay, reason=decision.reason)
             if decision.delay > 0 or self.engine.stopping:
                 woken = yield Wait(decision.delay)
                 if woken:
@@ -233,7 +237,8 @@ class Call:
                     retry_at=self.engine.clock.now() + wait,
                 )
         if refusal is None:
-            self._tell(AttemptStarted, number=self.attempts)
+            if self.engine.listeners:
+                self._tell(AttemptStarted, number=self.attempts)
             return None
         self.attempts -= 1
         self._unrecorded -= 1
@@ -244,7 +249,7 @@ class Call:
 
     def _key_is_forgotten(self) -> bool:
         """The wait took longer than planned, and a repeat is no longer covered by the key."""
-        until = self._key_until()
+        until = self.key_until
         return self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until
 
     def _deadline(self, now: float) -> float | None:
@@ -276,47 +281,47 @@ class Call:
             self._effect = effect
         self.tainted = effect is not Effect.NOT_APPLIED
         if isinstance(decision, Retry):
-            self._previous = decision.delay
+            self.previous = decision.delay
             kind = kind_of(outcome)
-            self._spent = self._spent or {}
-            self._spent[kind] = self._spent.get(kind, 0) + 1
+            self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
         return decision
 
     def _judge(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
         policy = self.policy
+        now = self.engine.clock.now()
         said = meaning(
             outcome,
             rules=policy.rules,
             refusal_statuses=policy.refusal_statuses,
             unsafe=self.method not in ("GET", "HEAD"),
             tainted=self.tainted,
+            now=now,
         )
-        now = self.engine.clock.now()
-        if self._first_seen is None:
-            self._first_seen = now - (self.engine.clock.monotonic() - self._started)
-        history = History(
-            method=self.method,
-            attempts=self.attempts,
-            elapsed=self.engine.clock.monotonic() - self._started,
-            first_seen=self._first_seen,
-            previous=self._previous,
-            tainted=self.tainted,
-            replayable=self.replayable,
-            key_until=self._key_until(),
-            accepts_duplicates=self.guarded and policy.guard.on_unknown == "resend",
-            not_after=self.not_after,
-            streak=self._streak,
-            spent=self._spent or {},
-        )
+        if self.first_seen is None:
+            self.first_seen = now - (self.engine.clock.monotonic() - self._started)
+        decision = judge(policy, self, outcome, said, now=now, random=self.engine.random())
         limited = isinstance(outcome, Failed) and outcome.retry_limit is not None
-        self._streak = self._streak + 1 if limited else 0
-        decision = judge(policy, history, outcome, said, now=now, random=self.engine.random())
+        self.streak = self.streak + 1 if limited else 0
         return said, call_effect(said.effect, tainted=self.tainted, sure=said.sure), decision
 
-    def _key_until(self) -> float | None:
+    # What `judge` asks, like the fields of `History`: a value of its own for every attempt would cost more than the rest.  # noqa: E501
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this run began."""
+        return self.engine.clock.monotonic() - self._started
+
+    @property
+    def accepts_duplicates(self) -> bool:
+        """Was the policy told to re-send where the outcome is unknown?"""
+        return self.guarded and self.policy.guard.on_unknown == "resend"
+
+    @property
+    def key_until(self) -> float | None:
+        """Until when the provider honours the call's key on a repeat."""
         if not self.honoured or self.provider is None or self.provider.key is None:
             return None
-        started = self._first_armed if self._first_armed is not None else self._first_seen
+        started = self._first_armed if self._first_armed is not None else self.first_seen
         if started is None:
             started = self.engine.clock.now()
         return started + self.provider.key.window - self.provider.key.margin
@@ -348,7 +353,7 @@ class Call:
         self._fence = answer.fence
         self.attempts = answer.attempts
         self._first_armed = answer.first_armed
-        self._first_seen = answer.first_seen
+        self.first_seen = answer.first_seen
         self.tainted = self.tainted or answer.tainted
         lifetime = self.policy.lifetime
         if lifetime is not None and self.engine.clock.now() >= answer.first_seen + lifetime:
@@ -669,9 +674,6 @@ class Call:
         return error
 
     def _tell(self, kind: type[Event], **facts: Any) -> None:
-        listeners = self.engine.listeners
-        if not listeners and kind in _SILENT:
-            return
         publish(
             kind(
                 call=format(id(self), "x"),
@@ -682,7 +684,7 @@ class Call:
                 label=self.key.label if self.key is not None else "",
                 **facts,
             ),
-            listeners,
+            self.engine.listeners,
         )
 
 
@@ -713,8 +715,6 @@ def _attempt_report(number: int, outcome: Outcome, effect: Effect, decision: Dec
 
 
 _APPLIED = Meaning(effect=Effect.APPLIED, retry=False)
-_SILENT = frozenset({CallStarted, AttemptStarted, AttemptEnded, Decided, Done})
-"""Events that only listeners care about; the log has no line for them."""
 
 
 def _action(decision: Decision) -> str:

@@ -6,11 +6,12 @@ The order of its checks: success, not retryable, unsafe, attempts used up, pushb
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from attrs import field, frozen
 
 from retrypolicy.http.methods import IDEMPOTENT
-from retrypolicy.http.pushback import do_not_retry, pushback
+from retrypolicy.http.pushback import SHOULD_RETRY, do_not_retry, read_pushback
 from retrypolicy.outcome import (
     NOTHING_SENT,
     Answered,
@@ -60,6 +61,35 @@ class History:
     spent: Mapping[str, int] = field(factory=dict)
 
 
+class Known(Protocol):
+    """What a decision is taken from: a `History`, or a running call, which has the same."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def elapsed(self) -> float: ...
+    @property
+    def first_seen(self) -> float | None: ...
+    @property
+    def previous(self) -> float | None: ...
+    @property
+    def tainted(self) -> bool: ...
+    @property
+    def replayable(self) -> bool: ...
+    @property
+    def key_until(self) -> float | None: ...
+    @property
+    def accepts_duplicates(self) -> bool: ...
+    @property
+    def not_after(self) -> float | None: ...
+    @property
+    def streak(self) -> int: ...
+    @property
+    def spent(self) -> Mapping[str, int]: ...
+
+
 _SUCCESS = Stop(reason=Reason.SUCCESS)
 
 
@@ -84,13 +114,14 @@ def decide(
         refusal_statuses=policy.refusal_statuses,
         unsafe=history.method not in ("GET", "HEAD"),
         tainted=history.tainted,
+        now=now,
     )
     return judge(policy, history, outcome, said, now=now, random=random, permit=permit)
 
 
 def judge(
     policy: RetryPolicy,
-    history: History,
+    history: Known,
     outcome: Outcome,
     said: Meaning,
     *,
@@ -156,7 +187,7 @@ def call_effect(effect: Effect, *, tainted: bool, sure: bool = False) -> Effect:
 
 
 def _not_retryable(
-    policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, body_lost: bool
+    policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, body_lost: bool
 ) -> Reason | None:
     if isinstance(outcome, Failed):
         if not isinstance(outcome.error, Exception):
@@ -170,8 +201,8 @@ def _not_retryable(
         return Reason.NOT_RETRYABLE
     if said.retry is not None:
         return None if said.retry or body_lost else Reason.NOT_RETRYABLE
-    if policy.pushback != "ignore" and policy.limits is None and outcome.headers:
-        forbidden = do_not_retry(outcome.headers)
+    if policy.pushback != "ignore" and policy.limits is None and not SHOULD_RETRY.isdisjoint(outcome.hints):
+        forbidden = do_not_retry(outcome.hints)
         if forbidden is not None:
             return Reason.SERVER_SAID_NO if forbidden else None
     if outcome.status in policy.status_forcelist or body_lost:
@@ -179,7 +210,7 @@ def _not_retryable(
     return Reason.NOT_RETRYABLE
 
 
-def _safety(policy: RetryPolicy, history: History, outcome: Outcome, said: Meaning, now: float) -> tuple[bool, Reason]:
+def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
     effect = call_effect(said.effect, tainted=history.tainted, sure=said.sure)
     nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
@@ -224,16 +255,16 @@ def _hint(policy: RetryPolicy, outcome: Outcome, said: Meaning, now: float) -> f
         return None
     if outcome.pushback is not None:
         return outcome.pushback
-    if not outcome.headers:
+    if not outcome.hints:
         return None
     if policy.limits is None:
-        return pushback(outcome.headers, now)
-    hint = pushback({k: v for k, v in outcome.headers.items() if k.lower() in ("retry-after", "date")}, now)
+        return read_pushback(outcome.hints, now)
+    hint = read_pushback({name: outcome.hints[name] for name in ("retry-after", "date") if name in outcome.hints}, now)
     return hint if hint is None or policy.limits.hint is None else min(hint, policy.limits.hint)
 
 
-def _end(policy: RetryPolicy, history: History, now: float) -> float | None:
-    ends = [] if history.not_after is None else [history.not_after]
-    if policy.lifetime is not None:
-        ends.append((now if history.first_seen is None else history.first_seen) + policy.lifetime)
-    return min(ends) if ends else None
+def _end(policy: RetryPolicy, history: Known, now: float) -> float | None:
+    if policy.lifetime is None:
+        return history.not_after
+    end = (now if history.first_seen is None else history.first_seen) + policy.lifetime
+    return end if history.not_after is None else min(end, history.not_after)

@@ -502,10 +502,13 @@ class _Work:
         classify: Callable[[Any], Outcome | Effect | None] | None,
     ) -> None:
         self.fn, self.args, self.on, self.classify = fn, args, on, classify
-        name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
-        self.call = engine.begin("PUT" if idempotent else "CALL", "", content=lambda provider: name.encode())
+        self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def _content(self, provider: Provider | None) -> bytes:
+        fn = self.fn
+        return f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}".encode()
 
     def attempt(self, call: Call) -> Outcome:
         try:
@@ -521,24 +524,26 @@ class _Work:
 
     def _returned(self, result: Any) -> Outcome:
         self.result, self.error = result, None
-        said = self.classify(result) if self.classify is not None else None
-        return _outcome(said, Answered(status=200), None)
+        return _DONE if self.classify is None else _outcome(self.classify(result), _DONE)
 
     def _raised(self, error: BaseException) -> Outcome:
         self.error = error
-        said = self.classify(error) if self.classify is not None and isinstance(error, Exception) else None
-        listed = isinstance(error, self.on)
-        return _outcome(said, Failed(error=error, retry_limit=None if listed else 0), error)
+        failed = Failed(error=error, retry_limit=None if isinstance(error, self.on) else 0)
+        if self.classify is None or not isinstance(error, Exception):
+            return failed
+        return _outcome(self.classify(error), failed)
 
     def finish(self) -> Any:
-        report = self.call.report()
         if self.error is not None:
-            attach(self.error, report)
+            attach(self.error, self.call.report())
             raise self.error
         return self.result
 
 
-def _outcome(said: Outcome | Effect | None, usual: Outcome, error: BaseException | None) -> Outcome:
+_DONE = Answered(status=200)
+
+
+def _outcome(said: Outcome | Effect | None, usual: Outcome) -> Outcome:
     """What `classify` said, as an outcome that the standard table reads the same way."""
     if said is None:
         return usual

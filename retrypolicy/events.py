@@ -143,6 +143,11 @@ class Listener(Protocol):
     def on_event(self, event: Event) -> None: ...
 
 
+def heard(kind: type[Waiting]) -> bool:
+    """Does the log want to hear of events of this kind? An event that nobody hears is not made."""
+    return logger.isEnabledFor(logging.INFO)
+
+
 def publish(event: Event, listeners: Iterable[Listener]) -> None:
     """Tell the log, then every listener."""
     _log(event)

@@ -73,7 +73,22 @@ class Reason(_Word):
     RUN_OVER = "run_over"  # total_timeout is used up, attempts and lifetime are left
 
 
-@frozen(kw_only=True)
+HINTS = frozenset(
+    {
+        "date",
+        "retry-after",
+        "retry-after-ms",
+        "ratelimit",
+        "ratelimit-reset",
+        "ratelimit-remaining",
+        "x-should-retry",
+        "stripe-should-retry",
+    }
+)
+"""The headers by which any server says when to come back, or not to."""
+
+
+@frozen(kw_only=True, slots=False)  # a dict inside, to keep what is found in the headers
 class Answered:
     """An attempt that got a complete response head.
 
@@ -86,6 +101,20 @@ class Answered:
     body_error: BaseException | None = field(default=None, repr=False)  # the head was whole, the body was not
     pushback: float | None = None  # seconds, where a provider's own header gave one
     reused: bool = False  # a connection that had served before
+
+    @property
+    def hints(self) -> Mapping[str, str]:
+        """The headers among `HINTS`, by names in lower case: looked for once, since answers have many headers."""
+        found: dict[str, str] | None = self.__dict__.get("_hints")  # a cached_property takes a lock
+        if found is None:
+            found = self.__dict__["_hints"] = {}
+            names = "\n".join(self.headers).lower()
+            if "retry" in names or "ratelimit" in names:  # most answers say nothing: that is seen at a glance
+                for name, value in self.headers.items():
+                    low = name.lower()
+                    if low in HINTS:  # a field may come in several lines (RFC 9110 5.2)
+                        found[low] = f"{found[low]}, {value}" if low in found else value
+        return found
 
 
 @frozen(kw_only=True)

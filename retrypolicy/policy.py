@@ -175,7 +175,7 @@ class RetryPolicy:
     breaker: CircuitBreaker | None = field(default=None, validator=instance_or_none(CircuitBreaker))
     name: str | None = field(default=None, validator=instance_or_none(str))
 
-    @guard.validator
+    @guard.validator  # pyright: ignore[reportAttributeAccessIssue]
     def _check_guard(self, attribute: Any, value: Any) -> None:
         if not isinstance(value, Guard):
             raise PolicyError.of("RetryPolicy.guard", value, "a Guard")

@@ -22,7 +22,7 @@ from retrypolicy._validate import (
     text,
 )
 from retrypolicy.errors import PolicyError
-from retrypolicy.http.pushback import pushback
+from retrypolicy.http.pushback import read_pushback
 from retrypolicy.outcome import NOTHING_SENT, Answered, Effect, Outcome, Stage
 
 ANY = "*"
@@ -106,7 +106,7 @@ class Rule:
     from_key_layer: bool = field(default=False, validator=flag)
     source: str = field(default="", validator=[text, _says_something])  # where the rule is written down
 
-    @pushback.validator
+    @pushback.validator  # pyright: ignore
     def _check_pushback(self, attribute: Any, value: float | str | None) -> None:
         if isinstance(value, str):
             if not value.startswith("/"):
@@ -205,13 +205,15 @@ def meaning(
     refusal_statuses: frozenset[int] = frozenset({408, 421, 425, 429}),
     unsafe: bool = True,
     tainted: bool = False,
+    now: float | None = None,
 ) -> Meaning:
     """What the attempt did on the server.
 
     `unsafe`: the method is not GET or HEAD (a 301 or 302 then turns into a GET at most clients, RFC 9110 15.4.2).
     `tainted`: an earlier attempt of the call has an unknown effect.
+    `now`: wall-clock seconds since the epoch, against which a date in Retry-After is read.
     """
-    base = _standard(outcome, refusal_statuses, unsafe)
+    base = _standard(outcome, refusal_statuses, unsafe, now)
     if not rules:
         return base
     document = _Document(outcome)
@@ -227,7 +229,7 @@ def meaning(
     return base
 
 
-def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool) -> Meaning:
+def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool, now: float | None) -> Meaning:
     if not isinstance(outcome, Answered):
         return _REFUSED if outcome.stage in NOTHING_SENT else _UNKNOWN
     status = outcome.status
@@ -235,7 +237,7 @@ def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool) 
         return _APPLIED
     if status in refusal_statuses:
         return _REFUSED
-    if status == 503 and _has_retry_after(outcome.headers):
+    if status == 503 and _has_retry_after(outcome.hints, now):
         return _REFUSED
     if 400 <= status < 500 or status in (501, 505):
         return _REFUSED
@@ -244,10 +246,11 @@ def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool) 
     return _UNKNOWN
 
 
-def _has_retry_after(headers: Mapping[str, str]) -> bool:
-    """A header that can't be read is none: then nothing says that the server refused on purpose."""
-    for name, value in headers.items():
-        # Measured from the very moment that it names, so that no date is too far away to count.
-        if name.lower() == "retry-after" and pushback({name: value, "Date": value}, 0.0) is not None:
-            return True
-    return False
+def _has_retry_after(hints: Mapping[str, str], now: float | None) -> bool:
+    """A hint that can't be read, or lies decades away, is none: nothing says that the server refused on purpose."""
+    value = hints.get("retry-after")
+    if value is None:
+        return False
+    # Without a clock a date is measured from itself: whether it is far away can't be known.
+    hint = {"retry-after": value} if now is not None else {"retry-after": value, "date": value}
+    return read_pushback(hint, now or 0.0) is not None

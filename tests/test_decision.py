@@ -332,6 +332,7 @@ def test_decide_reads_no_clock_no_chance_and_no_environment() -> None:
         "__future__",
         "collections.abc",
         "attrs",
+        "typing",
         "retrypolicy.http.methods",
         "retrypolicy.http.pushback",
         "retrypolicy.outcome",

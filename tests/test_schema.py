@@ -53,9 +53,7 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 numbers = st.sampled_from([0, -1, 0.0, -0.5, 1, 1.0, 1.5, 2, 99, 100, 429, 429.0, 599, 600, 1e9])
-texts = (
-    "none 0s 500ms 2m 1h30m 0.0s -1s 2 5xx 6xx GET get - /a a * exponential urllib3 full defer hold failure call"
-)
+texts = "none 0s 500ms 2m 1h30m 0.0s -1s 2 5xx 6xx GET get - /a a * exponential urllib3 full defer hold failure call"
 words = st.sampled_from([*texts.split(" "), "", "a b", "4xx\n", "GET\n", "\n", "1s\n"])
 leaves = st.none() | st.booleans() | numbers | words
 junk = leaves | st.lists(leaves, max_size=2) | st.dictionaries(words, leaves, max_size=2)

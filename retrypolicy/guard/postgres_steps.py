@@ -91,7 +91,7 @@ SELECT r.phase, count(*) FROM t, {table} r WHERE r.phase IN (2, 5) OR r.expires 
 """
 _PURGE = """{begin}, over AS MATERIALIZED (
     SELECT r.key FROM t, {table} r
-    WHERE r.collect_hour <= floor(t.now / 3600) AND r.phase IN (1, 3, 4) AND r.expires <= t.now
+    WHERE r.collect_hour <= floor(t.now / 3600)::integer AND r.phase IN (1, 3, 4) AND r.expires <= t.now
     ORDER BY r.collect_hour LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)
 DELETE FROM {table} r USING over WHERE r.key = over.key RETURNING true
 """

@@ -61,7 +61,7 @@ def checked(provider: str, reconciler: Any) -> Reconciler:
     """The reconciler, if it can be one."""
     if not callable(reconciler):
         raise ConfigurationError(f"reconcilers: {reconciler!r} for {provider!r} is not allowed; must be callable")
-    found: Reconciler = reconciler
+    found: Reconciler = reconciler  # pyright: ignore[reportAssignmentType]
     return found
 
 

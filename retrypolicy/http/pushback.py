@@ -62,6 +62,14 @@ def pushback(headers: Mapping[str, str], now: float, hints: Sequence[Hint] = ())
     for name, value in headers.items():  # a field may come in several lines (RFC 9110 5.2)
         name = name.lower()
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return read_pushback(fields, now, hints)
+
+
+def read_pushback(fields: Mapping[str, str], now: float, hints: Sequence[Hint] = ()) -> float | None:
+    """`pushback` for headers whose names are in lower case."""
+    usual = fields.get("retry-after", "")
+    if usual.isdigit() and usual.isascii() and len(usual) < 9:
+        return float(usual)
 
     def until(moment: float | None) -> float | None:
         if moment is None:
@@ -99,7 +107,7 @@ def do_not_retry(headers: Mapping[str, str]) -> bool | None:
 
     Read from `x-should-retry` and `stripe-should-retry`, each `true` or `false`. Where they disagree it is True.
     """
-    said = {value.strip(" \t").lower() for name, value in headers.items() if name.lower() in _SHOULD_RETRY}
+    said = {value.strip(" \t").lower() for name, value in headers.items() if name.lower() in SHOULD_RETRY}
     if "false" in said:
         return True
     return False if "true" in said else None
@@ -110,7 +118,7 @@ _COMMON = (
     Hint(header="retry-after", unit="http-date"),
     Hint(header="retry-after-ms", unit="milliseconds"),
 )
-_SHOULD_RETRY = frozenset({"x-should-retry", "stripe-should-retry"})
+SHOULD_RETRY = frozenset({"x-should-retry", "stripe-should-retry"})
 
 
 def _sensible(wait: float | None) -> float | None:

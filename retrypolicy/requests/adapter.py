@@ -16,9 +16,10 @@ from retrypolicy.events import Listener
 from retrypolicy.guard.ledger import Ledger
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
-from retrypolicy.requests.run import Run, current_run
+from retrypolicy.requests.pools import Pools
+from retrypolicy.requests.run import Run
 from retrypolicy.urllib3.convert import from_urllib3
-from retrypolicy.urllib3.wire import track
+from retrypolicy.urllib3.sending import ONE_ATTEMPT, current_sending
 
 MAX_IDLE = 4.0
 """Seconds after which a pooled connection is not used again: below the keep-alive of common servers (5 s at
@@ -39,6 +40,7 @@ class RetryAdapter(HTTPAdapter):
     max_retries: a number or a urllib3 `Retry`, as `HTTPAdapter` takes it: turned into a policy (`from_urllib3`).
     pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
     clock, random, listeners: as for `Engine`.
+    others: for the next adapter, where this one is put before another: `class Mine(RetryAdapter, SSLAdapter)`.
 
     Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
     """
@@ -62,6 +64,7 @@ class RetryAdapter(HTTPAdapter):
         clock: Clock | None = None,
         random: Callable[[], float] | None = None,
         listeners: Iterable[Listener] = (),
+        **others: Any,
     ) -> None:
         if max_retries is not None:
             if policy is not None:
@@ -69,7 +72,7 @@ class RetryAdapter(HTTPAdapter):
             policy = from_urllib3(max_retries)
         if transport is not None and not isinstance(transport, BaseAdapter):
             raise ConfigurationError(f"transport: {transport!r} is not allowed; must be a requests adapter")
-        if getattr(getattr(transport, "max_retries", None), "total", None):
+        if isinstance(transport, RetryAdapter) or getattr(getattr(transport, "max_retries", None), "total", None):
             # The last of several attempts says nothing about those before it.
             raise ConfigurationError(
                 "transport: an adapter that retries by itself is not allowed; set its max_retries to 0"
@@ -87,18 +90,25 @@ class RetryAdapter(HTTPAdapter):
         self._transport = transport
         self.max_idle = max_idle
         self._engine = Engine(**self._settings)
-        super().__init__(pool_connections, pool_maxsize, 0, pool_block)
+        self._pools = Pools(self)
+        super().__init__(
+            pool_connections=pool_connections,
+            pool_maxsize=pool_maxsize,
+            max_retries=0,
+            pool_block=pool_block,
+            **others,
+        )
 
     # -- urllib3's own retries are never stacked on ours --------------------------------------------------------------
 
     @property
-    def max_retries(self) -> Urllib3Retry:
+    def max_retries(self) -> Urllib3Retry:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Always none: urllib3 must make one attempt. What is assigned here becomes the policy."""
-        return _ONE_ATTEMPT
+        return ONE_ATTEMPT
 
     @max_retries.setter
     def max_retries(self, value: int | Urllib3Retry) -> None:
-        if isinstance(value, Urllib3Retry) and (value is _ONE_ATTEMPT or (not value.total and value.read is False)):
+        if isinstance(value, Urllib3Retry) and (value is ONE_ATTEMPT or (not value.total and value.read is False)):
             return  # what HTTPAdapter's constructor sets by itself
         self._settings["policy"] = from_urllib3(value)
         self._engine = Engine(**self._settings)
@@ -152,15 +162,23 @@ class RetryAdapter(HTTPAdapter):
         proxies: Any = None,
         cert: Any = None,
     ) -> Any:
-        run = current_run()
-        if run is None:
-            return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-        if (
-            run.pool is None or run.pool.pool is None
-        ):  # none yet, or closed meanwhile; the attempts of one send differ in nothing that chooses the pool
-            run.pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-        run.on_pool(track(run.pool))
-        return run.pool
+        find = super().get_connection_with_tls_context
+        run = current_sending()
+        if not isinstance(run, Run) or run.request is not request:
+            return find(request, verify, proxies=proxies, cert=cert)
+        pool = run.pool
+        if pool is None or pool.pool is None:  # none yet, or closed meanwhile
+            pool = run.pool = self._pools.get(request, verify, proxies, cert, find)
+        run.on_pool(pool)
+        return pool
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        run = current_sending()
+        if not isinstance(run, Run) or run.request is not request:
+            return super().request_url(request, proxies)
+        if run.target is None:
+            run.target = super().request_url(request, proxies)
+        return run.target
 
     def close(self) -> None:
         """Close pooled connections. The ledger stays open: other adapters may share it."""
@@ -180,10 +198,8 @@ class RetryAdapter(HTTPAdapter):
         self._settings = state["_settings"]
         self._transport, self.max_idle = state["_transport"], state["max_idle"]
         self._engine = Engine(**self._settings)
+        self._pools = Pools(self)
         super().__setstate__(state)
-
-
-_ONE_ATTEMPT = Urllib3Retry(0, read=False)
 
 
 def mount(session: requests.Session, policy: RetryPolicy | None = None, **options: Any) -> RetryAdapter:

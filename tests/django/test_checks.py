@@ -56,7 +56,6 @@ def test_nothing_to_say() -> None:
         ("W003", {"POLICIES": {"mail": RetryPolicy(guard=Guard(lease=5.0))}}),
         ("W007", {"LEDGER": MemoryLedger()}),
     ],
-    ids=str,
 )
 def test_the_setting(expected: str, setting: Any) -> None:
     assert expected in ids(RETRYPOLICY=setting)

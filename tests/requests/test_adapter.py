@@ -156,7 +156,7 @@ def test_a_bad_url_is_the_error_that_requests_raises(client: requests.Session) -
 @pytest.mark.parametrize("size", [10, 3_000_000])
 def test_no_fault_applies_a_post_twice(name: str, size: int) -> None:
     """Design: an unkeyed request that is not idempotent is read whole at most once, unless the server refused it."""
-    policy = AT_ONCE.with_(attempt_timeout=0.3)
+    policy = AT_ONCE.with_(attempt_timeout=0.3, pushback="cap", max_wait=0.01)
     with FaultServer([FAULTS[name]] * 4) as server, requests.Session() as session:
         session.trust_env = False
         mount(session, policy)

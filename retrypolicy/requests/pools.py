@@ -1,0 +1,52 @@
+"""Which pool serves an origin, remembered: to work it out for every request costs more than all that we add to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+
+
+class Pools:
+    """The pools of one adapter, by what chooses them.
+
+    Only where nothing else has a say: no proxy, no client certificate, no method of a subclass. And only as many as the
+    pool manager keeps, since it drops the one that was not asked for longest.
+    """
+
+    def __init__(self, adapter: HTTPAdapter) -> None:
+        self._adapter = adapter
+        self._known: dict[tuple[str, Any], Any] = {}
+        self._manager: Any = None
+        self._options: dict[str, Any] = {}
+        self._usable = False
+
+    def get(self, request: Any, verify: Any, proxies: Any, cert: Any, find: Callable[..., Any]) -> Any:
+        """The pool for a request; `find` is HTTPAdapter's own way to it."""
+        manager = self._adapter.poolmanager
+        if manager is not self._manager or manager.connection_pool_kw != self._options:
+            self._begin(manager, find)
+        if proxies or cert is not None or not self._usable:
+            return find(request, verify, proxies=proxies, cert=cert)
+        url = request.url
+        key = url[: url.find("/", 8)], verify  # scheme and authority: the first slash behind "https://"
+        pool = self._known.get(key)
+        if pool is None or pool.pool is None:  # never seen, or closed since
+            pool = find(request, verify, proxies=proxies, cert=cert)
+            if key not in self._known and len(self._known) >= self._adapter._pool_connections:
+                self._usable = False
+            else:
+                self._known[key] = pool
+        return pool
+
+    def _begin(self, manager: Any, find: Callable[..., Any]) -> None:
+        self._known = {}
+        self._manager, self._options = manager, dict(manager.connection_pool_kw)
+        found_by = getattr(find, "__func__", None)
+        chosen_by = getattr(self._adapter.build_connection_pool_key_attributes, "__func__", None)
+        self._usable = found_by is _FIND and chosen_by is _CHOOSE
+
+
+_FIND = HTTPAdapter.get_connection_with_tls_context
+_CHOOSE = HTTPAdapter.build_connection_pool_key_attributes

@@ -1,0 +1,226 @@
+"""Sending: one request under an engine, attempt by attempt. What requests and bare urllib3 have in common."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from urllib3.util import Retry, Timeout
+from urllib3.util.retry import RequestHistory
+
+from retrypolicy.call import Call, Renew, Replay
+from retrypolicy.errors import CallRefused
+from retrypolicy.http.pushback import pushback
+from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Stage
+from retrypolicy.urllib3.answers import discard
+from retrypolicy.urllib3.body import Body
+from retrypolicy.urllib3.failures import failure_of
+from retrypolicy.urllib3.wire import Watch, current_watch, track
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from retrypolicy.engine import Engine
+    from retrypolicy.providers import Provider
+
+KEY_HEADER = "Idempotency-Key"
+ONE_ATTEMPT = Retry(0, read=False)
+"""urllib3's own retries are never stacked on ours: it makes one attempt."""
+
+
+class Sending:
+    """One request. The engine asks it for attempts; it keeps the last response or error.
+
+    A transport's subclass says how an attempt is made and read. Class attributes instead of slots: making one is on the
+    way of every call.
+    """
+
+    call: Call
+    error: BaseException | None = None
+    response: Any = None
+    pool: Any = None  # kept over the attempts: they differ in nothing that chooses it
+    watch: Watch | None = None
+    _armed = False  # the guard was called for the running attempt
+    _pooled = False  # the running attempt has a pool
+    _placed = 0  # which generation of the outgoing key stands in the request
+    _past: tuple[RequestHistory, ...] = ()
+    _set_cookies: tuple[str, ...] = ()  # by answers that were followed by another attempt
+
+    if TYPE_CHECKING:
+
+        def transmit(self, left: float | None) -> Any:
+            """Make one attempt, of no more than `left` seconds. Returns the response, or raises."""
+
+        def status(self, response: Any) -> int: ...
+
+        def raw(self, response: Any) -> Any:
+            """urllib3's response."""
+
+        def read(self, response: Any) -> bytes | None:
+            """The body, or None where it is not worth reading yet."""
+
+        def place(self, provider: Provider, outgoing: str) -> None:
+            """Put the outgoing key into what is sent; what the caller gave stays as it is."""
+
+    def __init__(
+        self, engine: Engine, method: str, url: str, given: Any, *, stream: bool, max_idle: float | None
+    ) -> None:
+        self.engine = engine
+        self.method = method
+        self.url = url
+        self.body = Body(given)
+        self.stream = stream
+        self._max_idle = max_idle
+
+    def own_key(self, headers: Any, provider: Provider | None) -> str | None:
+        """The key that the caller put into the request."""
+        given = headers.get(KEY_HEADER)
+        if given is None and provider is not None:
+            given = provider.given(headers, self.body.given)
+        return given.decode("latin-1") if isinstance(given, bytes) else given
+
+    # -- one attempt ---------------------------------------------------------------------------------------------------
+
+    def attempt(self, call: Call) -> Outcome:
+        """Make one attempt and say what came of it. Raises only the guard's refusals."""
+        if self.watch is not None:
+            self._put_away()
+        while True:
+            if call.honoured and self._placed != call.generation:
+                assert call.key is not None
+                assert call.provider is not None
+                self.place(call.provider, call.provider.outgoing(call.key.value, call.generation))
+                self._placed = call.generation
+            try:
+                return self._try_once(call)
+            except Renew as renew:
+                # Refused before under other content: the same attempt again, under the next outgoing key.
+                call.generation = renew.generation
+
+    def _try_once(self, call: Call) -> Outcome:
+        hooked = call.guarded and call.hooked
+        self.response = self.error = None
+        self._armed = self._pooled = False
+        self.body.rewind()
+        deadline = left = None
+        if call.deadline is not None and self.engine.mode != "observe":
+            left = call.deadline - self.engine.clock.monotonic()
+            deadline = time.monotonic() + left
+        watch = self.watch = Watch(on_ready=self._arm if hooked else None, deadline=deadline, max_idle=self._max_idle)
+        watch.owner = self
+        outcome: Outcome
+        try:
+            with watch:
+                response = self.response = self.transmit(left)
+                outcome = self._answered(response, watch)
+        except (Renew, Replay, CallRefused):
+            raise
+        except BaseException as error:
+            self.error = error
+            outcome = self._failed(error, watch)
+        if not self.body.rewindable:
+            call.replayable = watch.observed and not watch.body_begun
+        if hooked and not self._armed and not _surely_unsent(outcome):
+            self._arm()  # something took the place of our transport (a mock): the key must be settled all the same
+        return outcome
+
+    def _arm(self) -> None:
+        self._armed = True
+        self.engine.arm(self.call)
+
+    def on_pool(self, pool: Any) -> None:
+        """The running attempt has a pool. If its wire can't be watched, nobody will call the guard later."""
+        self._pooled = True
+        if not track(pool) and self.call.guarded and self.call.hooked and not self._armed:
+            self._arm()
+
+    def _answered(self, response: Any, watch: Watch) -> Outcome:
+        content: bytes | None = None
+        if not self.stream:
+            try:
+                content = self.read(response)
+            except Exception as error:
+                self.error = error
+        status = self.status(response)
+        if 200 <= status < 300:
+            if self.error is None and not self.call.cares:
+                return _SUCCESS[watch.reused] if status == 200 else Answered(status=status, reused=watch.reused)
+            headers: Mapping[str, str] = response.headers
+            hint = None
+        else:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            provider = self.call.provider
+            hint = None
+            if status >= 400 and provider is not None and provider.hints:
+                hint = pushback(headers, self.engine.clock.now(), provider.hints)
+        return Answered(
+            status=status, headers=headers, body=content, body_error=self.error, pushback=hint, reused=watch.reused
+        )
+
+    def _failed(self, error: BaseException, watch: Watch) -> Failed:
+        outcome = failure_of(error, watch)
+        if outcome.stage is Stage.UNOBSERVED and not self._pooled and self.before_any_pool(error):
+            return Failed(error=error, stage=Stage.NOT_SENT, retry_limit=0)
+        return outcome
+
+    def before_any_pool(self, error: BaseException) -> bool:
+        """Is this what the transport raises while it prepares to send?"""
+        return isinstance(error, ValueError)
+
+    # -- between attempts, and afterwards ------------------------------------------------------------------------
+
+    def _put_away(self) -> None:
+        """Another attempt follows: keep what the last one leaves behind, and let go of its answer."""
+        response, error = self.response, self.error
+        if response is None:
+            past = RequestHistory(self.method, self.url, error if isinstance(error, Exception) else None, None, None)
+        else:
+            raw = self.raw(response)
+            past = RequestHistory(self.method, self.url, None, self.status(response), None)
+            self._set_cookies += _cookies(raw)
+            discard(raw)
+        self._past += (past,)
+
+    def leave_traces(self, raw: Any) -> None:
+        """On the final answer, where people look: urllib3's history, and the cookies of the answers before it."""
+        if self._past and hasattr(raw, "retries"):
+            raw.retries = ONE_ATTEMPT.new(history=self._past)
+        if self._set_cookies:
+            message = getattr(getattr(raw, "_original_response", None), "msg", None)
+            if message is not None:  # cookie jars read it there
+                last = message.get_all("Set-Cookie", ())
+                del message["Set-Cookie"]
+                for cookie in (*self._set_cookies, *last):
+                    message["Set-Cookie"] = cookie
+
+
+_SUCCESS = {reused: Answered(status=200, reused=reused) for reused in (False, True)}
+
+
+def current_sending() -> Sending | None:
+    """The request whose attempt this thread is making."""
+    watch = current_watch()
+    return None if watch is None else watch.owner
+
+
+def _cookies(raw: Any) -> tuple[str, ...]:
+    message = getattr(getattr(raw, "_original_response", None), "msg", None)
+    return () if message is None else tuple(message.get_all("Set-Cookie", ()))
+
+
+def _surely_unsent(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
+
+
+def clipped(timeout: Any, left: float) -> Any:
+    """The caller's timeout, no longer than what is left. Accepts all that requests and urllib3 accept."""
+    left = max(left, 0.001)
+
+    def cut(value: Any) -> Any:
+        return min(value, left) if isinstance(value, (int, float)) else left
+
+    if isinstance(timeout, Timeout):
+        return Timeout(connect=cut(timeout.connect_timeout), read=cut(timeout._read), total=timeout.total)
+    if isinstance(timeout, tuple):
+        return tuple(cut(part) for part in timeout) if len(timeout) == 2 else timeout
+    return cut(timeout)
