@@ -117,9 +117,7 @@ def attempts(rounds: int) -> None:
     ours: Any = engine.retry(on=OSError, idempotent=True)(flaky)
     tenacious: Any = tenacity.retry(
         stop=tenacity.stop_after_attempt(4), retry=tenacity.retry_if_exception_type(OSError)
-    )(  # noqa: E501
-        flaky
-    )
+    )(flaky)
     caller = stamina.RetryingCaller(attempts=4, timeout=None, wait_initial=0, wait_max=0, wait_jitter=0).on(OSError)
 
     contenders: dict[str, Callable[[], object]] = {

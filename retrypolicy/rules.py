@@ -106,7 +106,7 @@ class Rule:
     from_key_layer: bool = field(default=False, validator=flag)
     source: str = field(default="", validator=[text, _says_something])  # where the rule is written down
 
-    @pushback.validator  # pyright: ignore
+    @pushback.validator  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     def _check_pushback(self, attribute: Any, value: float | str | None) -> None:
         if isinstance(value, str):
             if not value.startswith("/"):
