@@ -111,6 +111,15 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "-n", "--keep-going", "-q", "docs", "docs/_build/html", *session.posargs)
 
 
+@nox.session(python=NEWEST)
+def screenshots(session: nox.Session) -> None:
+    """The admin page in a real Chromium (Debian: `apt-get install chromium`), and its pictures for the docs."""
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        session.skip("there is no Chromium on this machine")
+    session.install("-e", ".", *group("browser"), django(NEWEST))
+    session.run("pytest", "-q", "tests/django/test_browser.py", env={"SCREENSHOTS": "docs/_static"})
+
+
 @nox.session(python=OURS)
 def bench(session: nox.Session) -> None:
     """The benchmarks: ratios, taken in one run."""
