@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from retrypolicy.budget import CircuitBreaker, RetryBudget
     from retrypolicy.config.loading import load_policies
     from retrypolicy.decision import History, decide
-    from retrypolicy.engine import Engine, report
+    from retrypolicy.engine import Engine
     from retrypolicy.events import Listener
     from retrypolicy.guard.operation import operation
     from retrypolicy.outcome import Answered, Effect, Failed, Reason, Report, Stage
     from retrypolicy.policy import WEB, WORKER, Guard, Limits, RetryPolicy
+    from retrypolicy.reports import report
     from retrypolicy.rules import Rule
 
 __version__ = "0.1.0"
@@ -27,11 +28,12 @@ _HOMES = {
     "retrypolicy.budget": ("CircuitBreaker", "RetryBudget"),
     "retrypolicy.config.loading": ("load_policies",),
     "retrypolicy.decision": ("History", "decide"),
-    "retrypolicy.engine": ("Engine", "report"),
+    "retrypolicy.engine": ("Engine",),
     "retrypolicy.events": ("Listener",),
     "retrypolicy.guard.operation": ("operation",),
     "retrypolicy.outcome": ("Answered", "Effect", "Failed", "Reason", "Report", "Stage"),
     "retrypolicy.policy": ("WEB", "WORKER", "Guard", "Limits", "RetryPolicy"),
+    "retrypolicy.reports": ("report",),
     "retrypolicy.rules": ("Rule",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

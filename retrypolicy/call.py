@@ -50,6 +50,7 @@ from retrypolicy.policy import RetryPolicy
 from retrypolicy.rules import Meaning, meaning
 
 if TYPE_CHECKING:
+    from retrypolicy.budget import BudgetState
     from retrypolicy.engine import Engine
     from retrypolicy.guard.key import Key
     from retrypolicy.providers import Provider
@@ -128,6 +129,7 @@ class Call:
     retry_at: float | None = None
     began = 0.0  # when the running attempt began, on the monotonic clock
     sent: bytes | None = None  # the body that goes out, where the transport has it at hand
+    spending: BudgetState | None = None  # what was spent of the policy's budget on this host
     last_kind: Any = None  # of the last retry that the budget permitted
     _reason = Reason.SUCCESS
     _effect = Effect.NOT_APPLIED
@@ -195,7 +197,7 @@ class Call:
             if self.policy.total_timeout is not None:
                 self._end = self._started + self.policy.total_timeout
         if self.engine.listeners:
-            self._tell(CallStarted)
+            self.tell(CallStarted)
         if self.policy.budget is not None:
             self.engine.opened(self)
         while True:
@@ -211,7 +213,7 @@ class Call:
             if type(decision) is not Retry:
                 return self._ended(decision)
             if self.engine.listeners or heard(Waiting):
-                self._tell(Waiting, seconds=decision.delay, reason=decision.reason)
+                self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
             if decision.delay > 0 or self.engine.stopping:
                 woken = yield Wait(decision.delay)
                 if woken:
@@ -238,7 +240,7 @@ class Call:
                 )
         if refusal is None:
             if self.engine.listeners:
-                self._tell(AttemptStarted, number=self.attempts)
+                self.tell(AttemptStarted, number=self.attempts)
             return None
         self.attempts -= 1
         self._unrecorded -= 1
@@ -270,7 +272,7 @@ class Call:
         if policy.budget is not None or policy.breaker is not None:
             decision = self.engine.account(self, outcome, effect, decision)
         if not isinstance(decision, Stop) and self.engine.mode == "observe":
-            self._tell(Observed, action=_action(decision), reason=decision.reason)
+            self.tell(Observed, action=_action(decision), reason=decision.reason)
             decision = Stop(reason=Reason.OBSERVED)
         if isinstance(decision, Defer) and not self.engine.defers:
             decision = Stop(reason=decision.reason)
@@ -378,7 +380,7 @@ class Call:
         try:
             answer: Taken | Refused = yield Perform("arm", (take,), {})
         except LedgerUnavailable:
-            self._tell(LedgerDown, operation="arm")
+            self.tell(LedgerDown, operation="arm")
             if self.policy.guard.on_ledger_down == "open" and self.honoured:
                 self.guarded, self.recorded = False, False
                 return None
@@ -432,7 +434,7 @@ class Call:
         known = False
         if verdict != "unknown":
             known = yield Perform("resolve", (self.digest, record.fence, verdict), options)
-        self._tell(Reconciled, key_digest=self.digest.hex(), verdict=verdict, counts=known)
+        self.tell(Reconciled, key_digest=self.digest.hex(), verdict=verdict, counts=known)
         return known
 
     def _arm_before(self) -> Generator[Command, Any, None]:
@@ -482,7 +484,7 @@ class Call:
             self.replayed = True
             self.recorded = True
             self._effect = Effect.APPLIED
-            self._tell(Replayed, key_digest=name)
+            self.tell(Replayed, key_digest=name)
             raise Replay(record)
         if record.phase is Phase.HELD and record.generation != self.generation:
             raise Renew(record.generation)
@@ -522,7 +524,7 @@ class Call:
             self.recorded = yield from self._write("unknown", ours, not_before=until)
             self.held = not isinstance(decision, Retry)
             if self.held:
-                self._tell(Held, key_digest=self.digest.hex())
+                self.tell(Held, key_digest=self.digest.hex())
         elif isinstance(decision, Stop):
             self.recorded = yield from self._write("reject", ours, sure=said.sure)
         else:
@@ -567,7 +569,7 @@ class Call:
         try:
             answer: tuple[Record | None, float] = yield Perform("read", (self.digest,), {})
         except LedgerUnavailable:
-            self._tell(LedgerDown, operation="read")
+            self.tell(LedgerDown, operation="read")
             return None, 0.0  # nothing was sent, and nothing will be before an arm
         return answer
 
@@ -586,7 +588,7 @@ class Call:
         try:
             yield command
         except LedgerUnavailable:
-            self._tell(LedgerDown, operation=operation)
+            self.tell(LedgerDown, operation=operation)
             if operation in ("park", "unknown"):
                 self._pending = command
             return False
@@ -622,7 +624,7 @@ class Call:
         self._records.append((self.attempts, outcome, effect, decision, elapsed))
         if self.engine.listeners:
             told = _attempt_report(*self._records[-1])
-            self._tell(
+            self.tell(
                 AttemptEnded,
                 number=told.number,
                 elapsed=elapsed,
@@ -631,16 +633,16 @@ class Call:
                 error=told.error,
                 stage=told.stage,
             )
-            self._tell(Decided, number=told.number, action=_action(decision), reason=decision.reason)
+            self.tell(Decided, number=told.number, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
         _owners.discard(self._owner)
         self._reason = decision.reason
         if isinstance(decision, Defer):
             self.retry_at = decision.until
-            self._tell(Deferred, until=decision.until, reason=decision.reason)
+            self.tell(Deferred, until=decision.until, reason=decision.reason)
         if self.engine.listeners:
-            self._tell(Done, attempts=self.attempts, effect=self._effect, reason=decision.reason)
+            self.tell(Done, attempts=self.attempts, effect=self._effect, reason=decision.reason)
         return decision
 
     def refused(self, error: CallRefused) -> None:
@@ -673,7 +675,8 @@ class Call:
         self.refused(error)
         return error
 
-    def _tell(self, kind: type[Event], **facts: Any) -> None:
+    def tell(self, kind: type[Event], **facts: Any) -> None:
+        """Tell the log and the listeners what happened to this call."""
         publish(
             kind(
                 call=format(id(self), "x"),

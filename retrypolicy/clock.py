@@ -6,6 +6,11 @@ import threading
 import time
 from typing import Protocol
 
+from retrypolicy._tasks import on_trio
+
+_LOOK_EVERY = 0.1
+"""Seconds between two looks at an event, while a coroutine sleeps."""
+
 
 class Clock(Protocol):
     """Where an engine and a ledger read time, in seconds, and where they wait."""
@@ -22,8 +27,8 @@ class Clock(Protocol):
         """Wait; True if `wake` was set before the time was over."""
         ...
 
-    async def sleep_async(self, seconds: float) -> None:
-        """Wait without blocking the event loop (asyncio or trio)."""
+    async def sleep_async(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        """`sleep` without blocking the event loop (asyncio or trio)."""
         ...
 
 
@@ -43,8 +48,17 @@ class SystemClock:
             time.sleep(seconds)
         return False
 
-    async def sleep_async(self, seconds: float) -> None:
-        await _async_sleep(max(0.0, seconds))
+    async def sleep_async(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        if wake is None:
+            await _async_sleep(max(0.0, seconds))
+            return False
+        end = time.monotonic() + seconds
+        while not wake.is_set():  # no event loop can await an event of threads: it is looked at now and then
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            await _async_sleep(min(left, _LOOK_EVERY))
+        return True
 
     def __repr__(self) -> str:
         return "SystemClock()"
@@ -91,9 +105,12 @@ class VirtualClock:
         self._pass(seconds)
         return False
 
-    async def sleep_async(self, seconds: float) -> None:
+    async def sleep_async(self, seconds: float, wake: threading.Event | None = None) -> bool:
+        if wake is not None and wake.is_set():
+            return True
         self._pass(seconds)
         await _async_sleep(0)  # other tasks get their turn, as they would in a real wait
+        return False
 
     def _pass(self, seconds: float) -> None:
         seconds = max(0.0, seconds)
@@ -103,10 +120,7 @@ class VirtualClock:
 
 
 async def _async_sleep(seconds: float) -> None:
-    import sys
-
-    # anyio is the bridge to trio; an asyncio program need not have it installed.
-    if "trio" in sys.modules:
+    if on_trio():  # anyio is the bridge to trio; an asyncio program need not have it installed
         import anyio
 
         await anyio.sleep(seconds)

@@ -23,6 +23,7 @@ from retrypolicy.outcome import (
     Reason,
     Retry,
     Stop,
+    interrupts,
 )
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Meaning, meaning
@@ -190,7 +191,7 @@ def _not_retryable(
     policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, body_lost: bool
 ) -> Reason | None:
     if isinstance(outcome, Failed):
-        if not isinstance(outcome.error, Exception):
+        if interrupts(outcome.error):
             return Reason.INTERRUPTED
         if policy.limits is not None and outcome.counter is not None:
             return Reason.NOT_RETRYABLE if outcome.counter == "none" else None

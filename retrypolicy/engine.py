@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import random as _random
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -14,19 +15,23 @@ from urllib.parse import urlsplit
 
 from attrs import evolve
 
+from retrypolicy._tasks import in_thread, to_the_end
+from retrypolicy.budget import BudgetState
 from retrypolicy.call import ATTEMPT, Ask, Call, Command, Perform, Replay, Wait
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.decision import Decision, Retry, Stop
 from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailable, PolicyError, UnprotectedKey
-from retrypolicy.events import Listener
+from retrypolicy.events import BudgetAlone, Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
 from retrypolicy.guard.ledger import Ledger
 from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
 from retrypolicy.guard.operation import current_operation
 from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
-from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, Report
+from retrypolicy.outcome import Answered, Effect, Outcome, Reason, interrupts
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
+from retrypolicy.shared import SharedState
+from retrypolicy.work import Attempts, Classify, Work, block_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +61,7 @@ class Engine:
     secret: keys the ledger's digests; None: what `RETRYPOLICY_SECRET` says.
     clock, random: where time and chance come from; for tests.
     listeners: told of everything that happens.
+    shared: where the processes of a fleet keep their retry budgets together (`retrypolicy.shared.RedisState`).
     reconcilers: for `Guard(on_unknown="reconcile")`, by the provider's name; see `retrypolicy.guard.reconcile`.
 
     Thread-safe. Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
@@ -79,6 +85,7 @@ class Engine:
         random: Callable[[], float] | None = None,
         listeners: Iterable[Listener] = (),
         reconcilers: Mapping[str, Reconciler] | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         policy = RetryPolicy() if policy is None else policy
         if not isinstance(policy, RetryPolicy):
@@ -100,6 +107,10 @@ class Engine:
         self._ended = threading.Condition()
         self._effective: dict[tuple[int, int], tuple[RetryPolicy, RetryPolicy]] = {}
         self._warned = False
+        self.shared = shared
+        self._alone = False  # the shared budgets could not be reached when they were last tried
+        if shared is not None and policy.budget is not None:
+            policy.budget.state("", self.clock, shared)  # a budget that can't be shared is said at once
 
     @property
     def mode(self) -> str:
@@ -256,8 +267,14 @@ class Engine:
 
     def opened(self, call: Call) -> None:
         """Tell the budget of a call that begins."""
-        if call.policy.budget is not None:
-            call.policy.budget.state(call.host, self.clock).on_call()
+        self._spending(call).on_call()
+
+    def _spending(self, call: Call) -> BudgetState:
+        state = call.spending
+        if state is None:
+            assert call.policy.budget is not None
+            state = call.spending = call.policy.budget.state(call.host, self.clock, self.shared)
+        return state
 
     def not_made(self, call: Call) -> None:
         """Tell the breaker that an attempt it let through was not made."""
@@ -277,17 +294,21 @@ class Engine:
             policy.breaker.state(call.host, self.clock).record(healthy, call.began)
         if policy.budget is None:
             return decision
-        state = policy.budget.state(call.host, self.clock)
+        state = self._spending(call)
         kind = _kind(outcome)
         if isinstance(decision, Stop) and decision.reason is Reason.SUCCESS:
             state.on_success(call.last_kind)
-            return decision
-        if not isinstance(decision, Stop) or decision.reason in _RETRIED_OTHERWISE:
+        elif not isinstance(decision, Stop) or decision.reason in _RETRIED_OTHERWISE:
             state.on_failure(kind)
         if isinstance(decision, Retry):
-            if not state.permit(kind):
-                return Stop(reason=Reason.BUDGET_EXHAUSTED)
-            call.last_kind = kind
+            if state.permit(kind):
+                call.last_kind = kind
+            else:
+                decision = Stop(reason=Reason.BUDGET_EXHAUSTED)
+        if self.shared is not None and state.alone is not self._alone:
+            self._alone = state.alone
+            if self._alone:
+                call.tell(BudgetAlone)
         return decision
 
     # -- running calls -------------------------------------------------------------------------------------------------
@@ -309,24 +330,33 @@ class Engine:
     def drive(self, call: Call, attempt: Callable[[Call], Outcome]) -> Decision:
         """Run a call to its end: `attempt` is asked for an outcome as often as needed. Raises the guard's refusals."""
         steps = call.steps()
-        self._running.add(call)
+        self.enter(call)
         try:
             command = next(steps)
             while True:
-                command = steps.send(attempt(call)) if command is ATTEMPT else self._obey(steps, command)
+                command = steps.send(attempt(call)) if command is ATTEMPT else self.obey(steps, command)
         except StopIteration as end:
             decision: Decision = end.value
             return decision
         except BaseException:
-            self._clean_up(call)
+            self.clean_up(call)
             raise
         finally:
-            self._running.discard(call)
-            if self.stopping:
-                with self._ended:
-                    self._ended.notify_all()
+            self.leave(call)
 
-    def _obey(self, steps: Any, command: Command) -> Command:
+    def enter(self, call: Call) -> None:
+        """This call is being driven: `stop` waits for it."""
+        self._running.add(call)
+
+    def leave(self, call: Call) -> None:
+        """This call is not driven any more."""
+        self._running.discard(call)
+        if self.stopping:
+            with self._ended:
+                self._ended.notify_all()
+
+    def obey(self, steps: Any, command: Command | None) -> Command:
+        """Do what a call's steps ask for, other than an attempt; returns what they ask for next."""
         if isinstance(command, Wait):
             woken = self.clock.sleep(command.seconds, self._wake)
             result: Command = steps.send(woken)
@@ -353,11 +383,12 @@ class Engine:
         try:
             command = next(steps)
             while True:
-                command = self._obey(steps, command)
+                command = self.obey(steps, command)
         except StopIteration:
             return
 
-    def _clean_up(self, call: Call) -> None:
+    def clean_up(self, call: Call) -> None:
+        """A call was torn out of its steps: let go of what it has."""
         self.not_made(call)
         left = call.abandon()
         if left is not None:
@@ -367,40 +398,51 @@ class Engine:
     async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
         """As `drive`, without blocking the event loop (asyncio or trio)."""
         steps = call.steps()
+        self.enter(call)
         try:
             command = next(steps)
             while True:
                 if command is ATTEMPT:
                     command = steps.send(await attempt(call))
-                elif isinstance(command, Wait):
-                    await self.clock.sleep_async(command.seconds)
-                    command = steps.send(self.stopping)
-                elif isinstance(command, Ask):
-                    command = steps.send(await ask_async(command.reconciler, command.held, _in_thread))
                 else:
-                    assert isinstance(command, Perform)
-                    try:
-                        answer = await self._perform_async(command)
-                    except LedgerUnavailable as error:
-                        command = steps.throw(error)
-                    else:
-                        command = steps.send(answer)
+                    command = (await self.obey_async(steps, command))()
         except StopIteration as end:
             decision: Decision = end.value
             return decision
         except BaseException:
-            self.not_made(call)
-            left = call.abandon()
-            if left is not None:
-                with contextlib.suppress(LedgerUnavailable):
-                    await self._perform_async(left)
+            await self.clean_up_async(call)
             raise
+        finally:
+            self.leave(call)
+
+    async def obey_async(self, steps: Any, command: Command | None) -> Callable[[], Command]:
+        """As `obey`; returns what goes on with the steps (their end is a StopIteration: no coroutine can raise that).
+
+        What is asked of the ledger is done to its end, though the task be cancelled meanwhile.
+        """
+        if isinstance(command, Wait):
+            return functools.partial(steps.send, await self.clock.sleep_async(command.seconds, self._wake))
+        if isinstance(command, Ask):
+            return functools.partial(steps.send, await ask_async(command.reconciler, command.held, in_thread))
+        assert isinstance(command, Perform)
+        try:
+            return functools.partial(steps.send, await to_the_end(self._perform_async(command)))
+        except LedgerUnavailable as error:
+            return functools.partial(steps.throw, error)
+
+    async def clean_up_async(self, call: Call) -> None:
+        """As `clean_up`."""
+        self.not_made(call)
+        left = call.abandon()
+        if left is not None:
+            with contextlib.suppress(LedgerUnavailable):
+                await to_the_end(self._perform_async(left))
 
     async def _perform_async(self, command: Perform) -> Any:
         method = getattr(self.ledger, command.operation)
         if inspect.iscoroutinefunction(method):
             return await method(*command.args, **command.options)
-        return await _in_thread(functools.partial(method, *command.args, **command.options))
+        return await in_thread(functools.partial(method, *command.args, **command.options))
 
     def record_later(self, digest: bytes, result: dict[str, Any], provider: str) -> None:
         """Good news that the ledger could not take: written again in the background."""
@@ -417,27 +459,25 @@ class Engine:
         *args: Any,
         on: type[Exception] | tuple[type[Exception], ...] = Exception,
         idempotent: bool = False,
-        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+        classify: Classify | str | None = None,
     ) -> T:
         """Call `fn(*args)` under the policy, and return its result or raise its last error.
 
         on: which errors are worth another attempt. That alone proves nothing about effect: the call is repeated
             only if `idempotent`, or under a key (`operation`), or where `classify` says that nothing was applied.
-        classify: given the error or the result, says what it means: an `Effect`, an `Outcome`, or None (as usual).
+        classify: given the error or the result, says what it means: an `Effect`, an `Outcome`, or None (as usual); or
+            the name of an installed classifier (entry points `retrypolicy.classifiers`).
 
         The guard is armed before each call of `fn`, since nobody can look inside. Raises what `fn` raised last, or a
         `CallRefused` of our own; `retrypolicy.report(error)` tells what happened.
         """
         if self.mode == "off":
             return fn(*args)
-        work = _Work(self, fn, args, on, idempotent, classify)
+        work = Work(self, fn, args, on, idempotent, classify)
         try:
             self.drive(work.call, work.attempt)
-        except Replay as done:
-            raise work.call.already_done(done.record) from None
-        except CallRefused as refusal:
-            work.call.refused(refusal)
-            raise
+        except (Replay, CallRefused) as refusal:
+            raise work.refused(refusal) from None
         return work.finish()  # type: ignore[no-any-return]  # what fn returned
 
     async def run_async(
@@ -446,27 +486,38 @@ class Engine:
         *args: Any,
         on: type[Exception] | tuple[type[Exception], ...] = Exception,
         idempotent: bool = False,
-        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+        classify: Classify | str | None = None,
     ) -> T:
         """`run` for a coroutine function, under asyncio or trio."""
         if self.mode == "off":
             return await fn(*args)
-        work = _Work(self, fn, args, on, idempotent, classify)
+        work = Work(self, fn, args, on, idempotent, classify)
         try:
             await self.drive_async(work.call, work.attempt_async)
-        except Replay as done:
-            raise work.call.already_done(done.record) from None
-        except CallRefused as refusal:
-            work.call.refused(refusal)
-            raise
+        except (Replay, CallRefused) as refusal:
+            raise work.refused(refusal) from None
         return work.finish()  # type: ignore[no-any-return]  # what fn returned
+
+    def attempts(
+        self,
+        *,
+        on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        idempotent: bool = False,
+        classify: Classify | str | None = None,
+    ) -> Attempts:
+        """`run` for a block of code: `for attempt in engine.attempts(...):` and in it `with attempt:` and the work.
+
+        In a coroutine `async for` and `async with`. The last error leaves the block as it is; a block that ends well,
+        or by `break` or `return`, ends the loop. Under a key the block's content is the function that it stands in.
+        """
+        return Attempts(self, block_name(sys._getframe(1)), on, idempotent, classify)
 
     def retry(
         self,
         *,
         on: type[Exception] | tuple[type[Exception], ...],
         idempotent: bool = False,
-        classify: Callable[[Any], Outcome | Effect | None] | None = None,
+        classify: Classify | str | None = None,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """`run` (or `run_async`, for a coroutine function) as a decorator. `on` must be said."""
 
@@ -489,70 +540,6 @@ class Engine:
         return decorate
 
 
-class _Work:
-    """One call of `Engine.run`: a callable that nobody can look into."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        on: type[Exception] | tuple[type[Exception], ...],
-        idempotent: bool,
-        classify: Callable[[Any], Outcome | Effect | None] | None,
-    ) -> None:
-        self.fn, self.args, self.on, self.classify = fn, args, on, classify
-        self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def _content(self, provider: Provider | None) -> bytes:
-        fn = self.fn
-        return f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}".encode()
-
-    def attempt(self, call: Call) -> Outcome:
-        try:
-            return self._returned(self.fn(*self.args))
-        except BaseException as error:
-            return self._raised(error)
-
-    async def attempt_async(self, call: Call) -> Outcome:
-        try:
-            return self._returned(await self.fn(*self.args))
-        except BaseException as error:
-            return self._raised(error)
-
-    def _returned(self, result: Any) -> Outcome:
-        self.result, self.error = result, None
-        return _DONE if self.classify is None else _outcome(self.classify(result), _DONE)
-
-    def _raised(self, error: BaseException) -> Outcome:
-        self.error = error
-        failed = Failed(error=error, retry_limit=None if isinstance(error, self.on) else 0)
-        if self.classify is None or not isinstance(error, Exception):
-            return failed
-        return _outcome(self.classify(error), failed)
-
-    def finish(self) -> Any:
-        if self.error is not None:
-            attach(self.error, self.call.report())
-            raise self.error
-        return self.result
-
-
-_DONE = Answered(status=200)
-
-
-def _outcome(said: Outcome | Effect | None, usual: Outcome) -> Outcome:
-    """What `classify` said, as an outcome that the standard table reads the same way."""
-    if said is None:
-        return usual
-    if not isinstance(said, Effect):
-        return said
-    status = {Effect.APPLIED: 200, Effect.NOT_APPLIED: 429, Effect.UNKNOWN: 500}[said]
-    return Answered(status=status)
-
-
 _NEVER_KEYED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 _RETRIED_OTHERWISE = frozenset({Reason.ATTEMPTS_EXHAUSTED, Reason.BUDGET_EXHAUSTED, Reason.SERVER_SAID_NO})
 
@@ -573,7 +560,7 @@ def _healthy(outcome: Outcome) -> bool | None:
         if outcome.status >= 500:
             return False
         return None if outcome.status == 429 else True
-    if not isinstance(outcome.error, Exception) or outcome.retry_limit == 0:
+    if interrupts(outcome.error) or outcome.retry_limit == 0:
         return None
     return False
 
@@ -601,67 +588,3 @@ def _ledger(given: Ledger | str | None) -> Ledger | None:
         if given is None:
             return None
     return open_ledger(given)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    import sys
-
-    if "trio" in sys.modules:
-        import anyio.to_thread
-
-        return await anyio.to_thread.run_sync(work)
-    import asyncio
-
-    return await asyncio.to_thread(work)
-
-
-# -- reports ----------------------------------------------------------------------------------------------------------
-
-_ATTRIBUTE = "_retrypolicy_report"
-
-
-def attach_call(response: object, call: Call) -> None:
-    """Put the call on a response: its report is made when somebody asks."""
-    setattr(response, _ATTRIBUTE, call)
-
-
-def attach(target: object, report: Report) -> None:
-    """Put a report on a response or an exception; an exception gets a line about it, too."""
-    try:
-        setattr(target, _ATTRIBUTE, report)
-    except AttributeError:
-        return  # an object with slots: its report is lost, its meaning is not
-    if isinstance(target, BaseException):
-        notes = [n for n in getattr(target, "__notes__", []) if not n.startswith("retrypolicy: ")]
-        target.__notes__ = [*notes, "retrypolicy: " + summary(report)]
-
-
-def summary(report: Report) -> str:
-    """One line for people."""
-    text = f"{report.total_attempts} attempt(s), effect {report.effect.value}, stopped: {report.reason.value}"
-    if report.held:
-        text += f"; key {report.key_digest or ''}"[:20] + " is held"
-    if report.retry_at is not None:
-        text += f"; retry at {report.retry_at:.0f}"
-    return text
-
-
-def report(of: object) -> Report | None:
-    """The report on the call that produced this response or exception; None if no engine had a part in it.
-
-    Looks through the causes of an exception, so that errors which other libraries make of ours are answered, too.
-    """
-    seen: set[int] = set()
-    while of is not None and id(of) not in seen:
-        seen.add(id(of))
-        found = getattr(of, _ATTRIBUTE, None)
-        if isinstance(found, Call):
-            return found.report()
-        if found is None and isinstance(of, BaseException):
-            found = getattr(of, "report", None) or getattr(getattr(of, "response", None), _ATTRIBUTE, None)
-            if isinstance(found, Call):
-                return found.report()
-        if isinstance(found, Report):
-            return found
-        of = (of.__cause__ or of.__context__) if isinstance(of, BaseException) else None
-    return None

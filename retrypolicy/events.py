@@ -105,6 +105,11 @@ class LedgerDown(CallEvent):
 
 
 @frozen(kw_only=True)
+class BudgetAlone(CallEvent):
+    """The shared retry budgets can't be reached: this process goes on with its own, and soon tries again."""
+
+
+@frozen(kw_only=True)
 class Observed(CallEvent):
     """`RETRYPOLICY_MODE=observe`: this would have been done, and was not."""
 
@@ -132,6 +137,7 @@ Event = (
     | Reconciled
     | Replayed
     | LedgerDown
+    | BudgetAlone
     | Observed
     | Done
 )

@@ -128,6 +128,25 @@ class Failed:
     counter: Literal["connect", "read", "other", "none"] | None = None  # of `Limits`, by the transport's own classes
 
 
+def interrupts(error: BaseException) -> bool:
+    """Does this error end the work around a call, rather than speak of the call itself?
+
+    KeyboardInterrupt, SystemExit, greenlets' timeouts and cancellations, and the soft time limits of task queues, which
+    some of them derive from `Exception` (by name: their packages need not be installed).
+    """
+    return not isinstance(error, Exception) or any(
+        (cls.__module__, cls.__name__) in _TIME_LIMITS for cls in type(error).__mro__
+    )
+
+
+_TIME_LIMITS = frozenset(
+    {
+        ("billiard.exceptions", "SoftTimeLimitExceeded"),  # Celery
+        ("rq.timeouts", "BaseTimeoutException"),
+        ("huey.exceptions", "TaskTimeout"),
+    }
+)
+
 Outcome = Answered | Failed
 
 

@@ -12,10 +12,11 @@ from retrypolicy.anymail.errors import as_anymail_error
 from retrypolicy.anymail.naming import Name, name_of, public_headers, settle
 from retrypolicy.django import settings
 from retrypolicy.django.keys import METADATA
-from retrypolicy.engine import Engine, attach, report
+from retrypolicy.engine import Engine
 from retrypolicy.errors import CallRefused, KeyReused
 from retrypolicy.guard.operation import operation
 from retrypolicy.outcome import Effect
+from retrypolicy.reports import attach, report
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage

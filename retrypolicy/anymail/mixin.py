@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import requests
 
 from retrypolicy.anymail.messages import MessageMixin
-from retrypolicy.engine import report
 from retrypolicy.outcome import Report
+from retrypolicy.reports import report
 from retrypolicy.requests.adapter import RetryAdapter
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from requests.exceptions import InvalidURL, RetryError
 
 from retrypolicy.call import Call, Replay
 from retrypolicy.decision import Decision, raises
-from retrypolicy.engine import attach, attach_call
 from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.outcome import Answered, Reason
+from retrypolicy.reports import attach, attach_call
 from retrypolicy.requests.content import HUGE, read
 from retrypolicy.requests.errors import as_requests_error
 from retrypolicy.requests.hops import Hop, hop_of
