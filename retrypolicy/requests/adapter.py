@@ -18,6 +18,7 @@ from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.requests.pools import Pools
 from retrypolicy.requests.run import Run
+from retrypolicy.shared import SharedState
 from retrypolicy.urllib3.convert import from_urllib3
 from retrypolicy.urllib3.sending import ONE_ATTEMPT, current_sending
 
@@ -39,7 +40,7 @@ class RetryAdapter(HTTPAdapter):
     max_idle: seconds after which a pooled connection is not reused. None: no limit.
     max_retries: a number or a urllib3 `Retry`, as `HTTPAdapter` takes it: turned into a policy (`from_urllib3`).
     pool_connections, pool_maxsize, pool_block: as for `HTTPAdapter`.
-    clock, random, listeners: as for `Engine`.
+    clock, random, listeners, shared: as for `Engine`.
     others: for the next adapter, where this one is put before another: `class Mine(RetryAdapter, SSLAdapter)`.
 
     Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
@@ -64,6 +65,7 @@ class RetryAdapter(HTTPAdapter):
         clock: Clock | None = None,
         random: Callable[[], float] | None = None,
         listeners: Iterable[Listener] = (),
+        shared: SharedState | None = None,
         **others: Any,
     ) -> None:
         if max_retries is not None:
@@ -86,6 +88,7 @@ class RetryAdapter(HTTPAdapter):
             "clock": clock,
             "random": random,
             "listeners": tuple(listeners),
+            "shared": shared,
         }
         self._transport = transport
         self.max_idle = max_idle
