@@ -93,6 +93,23 @@ def test_it_holds_over_several_addresses(monkeypatch):
         assert isinstance(result.error, urllib3.exceptions.ConnectTimeoutError)
 
 
+def test_a_slow_resolver_leaves_less_for_the_handshake(monkeypatch):
+    real = socket.getaddrinfo
+
+    def slow(*args, **kwargs):
+        time.sleep(LIMIT * 0.75)
+        return real(*args, **kwargs)
+
+    with FaultServer([Stall("hello")], tls=True) as server:
+        context = server.client_context()
+        with urllib3.PoolManager(ssl_context=context) as manager:
+            target = manager.connection_from_url(server.url())
+            monkeypatch.setattr(socket, "getaddrinfo", slow)
+            result, took = timed(target)
+    assert took < LATE
+    assert result.watch.stage is Stage.NOT_CONNECTED
+
+
 @contextlib.contextmanager
 def dripping(first: bytes, then: bytes):
     """A server that reads nothing and drips."""
