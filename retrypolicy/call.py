@@ -131,6 +131,7 @@ class Call:
     sent: bytes | None = None  # the body that goes out, where the transport has it at hand
     spending: BudgetState | None = None  # what was spent of the policy's budget on this host
     last_kind: Any = None  # of the last retry that the budget permitted
+    _over = False  # the listeners were told of its end
     _reason = Reason.SUCCESS
     _effect = Effect.NOT_APPLIED
     _end: float | None = None
@@ -485,6 +486,7 @@ class Call:
             self.recorded = True
             self._effect = Effect.APPLIED
             self.tell(Replayed, key_digest=name)
+            self.over(Reason.GUARDED)
             raise Replay(record)
         if record.phase is Phase.HELD and record.generation != self.generation:
             raise Renew(record.generation)
@@ -641,9 +643,14 @@ class Call:
         if isinstance(decision, Defer):
             self.retry_at = decision.until
             self.tell(Deferred, until=decision.until, reason=decision.reason)
-        if self.engine.listeners:
-            self.tell(Done, attempts=self.attempts, effect=self._effect, reason=decision.reason)
+        self.over()
         return decision
+
+    def over(self, reason: Reason | None = None) -> None:
+        """The run has ended: the listeners are told, once."""
+        if self.engine.listeners and not self._over:
+            self._over = True
+            self.tell(Done, attempts=self.attempts, effect=self._effect, reason=reason or self._reason)
 
     def refused(self, error: CallRefused) -> None:
         """The guard stopped the run: note it for the report."""
@@ -651,6 +658,7 @@ class Call:
             self._reason = Reason.GUARDED
         self.retry_at = error.retry_at
         error.report = self.report()
+        self.over()
 
     def report(self) -> Report:
         """What became of the call so far."""

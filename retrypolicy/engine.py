@@ -338,8 +338,8 @@ class Engine:
         except StopIteration as end:
             decision: Decision = end.value
             return decision
-        except BaseException:
-            self.clean_up(call)
+        except BaseException as error:
+            self.clean_up(call, error)
             raise
         finally:
             self.leave(call)
@@ -387,13 +387,15 @@ class Engine:
         except StopIteration:
             return
 
-    def clean_up(self, call: Call) -> None:
-        """A call was torn out of its steps: let go of what it has."""
+    def clean_up(self, call: Call, error: BaseException) -> None:
+        """A call was torn out of its steps by `error`: let go of what it has."""
         self.not_made(call)
         left = call.abandon()
         if left is not None:
             with contextlib.suppress(LedgerUnavailable):  # the lease runs out by itself
                 self.perform(left)
+        if not isinstance(error, (CallRefused, Replay)):  # those are told of where they are turned into an answer
+            call.over(Reason.INTERRUPTED)
 
     async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
         """As `drive`, without blocking the event loop (asyncio or trio)."""
@@ -409,8 +411,8 @@ class Engine:
         except StopIteration as end:
             decision: Decision = end.value
             return decision
-        except BaseException:
-            await self.clean_up_async(call)
+        except BaseException as error:
+            await self.clean_up_async(call, error)
             raise
         finally:
             self.leave(call)
@@ -430,13 +432,15 @@ class Engine:
         except LedgerUnavailable as error:
             return functools.partial(steps.throw, error)
 
-    async def clean_up_async(self, call: Call) -> None:
+    async def clean_up_async(self, call: Call, error: BaseException) -> None:
         """As `clean_up`."""
         self.not_made(call)
         left = call.abandon()
         if left is not None:
             with contextlib.suppress(LedgerUnavailable):
                 await to_the_end(self._perform_async(left))
+        if not isinstance(error, (CallRefused, Replay)):
+            call.over(Reason.INTERRUPTED)
 
     async def _perform_async(self, command: Perform) -> Any:
         method = getattr(self.ledger, command.operation)

@@ -169,7 +169,7 @@ class Block:
         except StopIteration:
             self._denied()
         except BaseException as error:
-            engine.clean_up(attempts.work.call)
+            engine.clean_up(attempts.work.call, error)
             self._torn(error)
         return self
 
@@ -186,7 +186,7 @@ class Block:
         except StopIteration:
             return self._left(error)
         except BaseException as torn:
-            engine.clean_up(attempts.work.call)
+            engine.clean_up(attempts.work.call, torn)
             self._torn(torn)
         return True
 
@@ -199,7 +199,7 @@ class Block:
         except StopIteration:
             self._denied()
         except BaseException as error:
-            await engine.clean_up_async(attempts.work.call)
+            await engine.clean_up_async(attempts.work.call, error)
             self._torn(error)
         return self
 
@@ -216,7 +216,7 @@ class Block:
         except StopIteration:
             return self._left(error)
         except BaseException as torn:
-            await engine.clean_up_async(attempts.work.call)
+            await engine.clean_up_async(attempts.work.call, torn)
             self._torn(torn)
         return True
 
