@@ -7,7 +7,8 @@ from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
 
-from retrypolicy._validate import Seconds, choice, number, strict
+from retrypolicy._validate import Seconds as Seconds
+from retrypolicy._validate import choice, number, strict
 from retrypolicy.errors import PolicyError
 
 Jitter = Literal["none", "full", "equal", "proportional"]

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from retrypolicy import plugins
 from retrypolicy.clock import Clock
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard.ledger import Ledger
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
 LEDGER_VARIABLE = "RETRYPOLICY_LEDGER"
 """Where the URL of the ledger stands if nobody gives one."""
-
-ENTRY_POINTS = "retrypolicy.ledgers"
-"""Group under which others register `scheme = module:Class`; the class has a classmethod
-`from_url(url, *, clock, **options)`."""
 
 _STORES = {
     "memory": "retrypolicy.guard.memory:MemoryLedger",
@@ -32,6 +25,8 @@ _STORES = {
     "postgresql": "retrypolicy.guard.postgres:PostgresLedger",
     "postgres": "retrypolicy.guard.postgres:PostgresLedger",
 }
+"""Others register `scheme = module:Class` in the group `retrypolicy.ledgers`; the class has a classmethod
+`from_url(url, *, clock, **options)`."""
 
 
 def open_ledger(url: str | Ledger, *, clock: Clock | None = None, **options: Any) -> Ledger:
@@ -69,9 +64,8 @@ def open_existing(url: str) -> Ledger:
 
 def _store(scheme: str) -> Any:
     if scheme not in _STORES:
-        for point in _others():
-            if point.name == scheme:
-                return point.load()
+        if scheme in plugins.names("ledgers"):
+            return plugins.load("ledgers", scheme)
         raise ConfigurationError(f"ledger: {scheme}: is not a known kind; must be one of {_allowed()}")
     module, _, name = _STORES[scheme].partition(":")
     try:
@@ -83,11 +77,5 @@ def _store(scheme: str) -> Any:
 
 
 def _allowed() -> str:
-    others = {point.name for point in _others()}
+    others = set(plugins.names("ledgers"))
     return ", ".join(f"{scheme}:" for scheme in [*_STORES, *sorted(others - set(_STORES))])
-
-
-def _others() -> Iterable[EntryPoint]:
-    from importlib.metadata import entry_points  # slow to load, and few need it
-
-    return entry_points(group=ENTRY_POINTS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from importlib import metadata, resources
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from retrypolicy import plugins
 from retrypolicy.errors import ConfigurationError, PolicyError
 from retrypolicy.http.pushback import Hint
 from retrypolicy.outcome import Effect, Stage
@@ -17,9 +18,6 @@ from retrypolicy.providers.answers import Answers, Kept, Template
 from retrypolicy.providers.key import KeyPlacement
 from retrypolicy.providers.profile import Provider
 from retrypolicy.rules import Rule
-
-GROUP = "retrypolicy.providers"
-"""The entry-point group in which other packages name their `Provider` values."""
 
 _PACKAGE = "retrypolicy.providers"
 _LARGEST = 1 << 20  # bytes of a profile
@@ -42,7 +40,7 @@ def load(name: str | os.PathLike[str] | Provider) -> Provider:
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return tuple(sorted({*_own(), *_others()}))
+    return tuple(sorted({*_own(), *plugins.names("providers")}))
 
 
 @functools.cache
@@ -52,23 +50,14 @@ def _own() -> frozenset[str]:
 
 
 @functools.cache
-def _others() -> Mapping[str, metadata.EntryPoint]:
-    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-
-
-@functools.cache
 def _named(name: str) -> Provider | None:
     if name in _own():
         return _structured((resources.files(_PACKAGE) / f"{name}.toml").read_bytes(), f"{name}.toml")
-    entry = _others().get(name)
-    if entry is None:
+    if name not in plugins.names("providers"):
         return None
-    try:
-        found = entry.load()
-    except Exception as error:
-        raise ConfigurationError(f"provider {name!r}: {entry.value} can't be loaded ({error})") from error
+    found = plugins.load("providers", name)
     if not isinstance(found, Provider):
-        raise ConfigurationError(f"provider {name!r}: {entry.value} is a {type(found).__name__}, not a Provider")
+        raise ConfigurationError(f"retrypolicy.providers: {name!r} is a {type(found).__name__}, not a Provider")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from attrs import field, frozen
@@ -29,6 +29,21 @@ def _hosts(value: Any) -> tuple[str, ...]:
         if not isinstance(host, str) or not _HOST.match(host):
             raise PolicyError.of("Provider.hosts", host, "a host in lower case, or *.example.com; no port")
     return hosts
+
+
+# Type checkers read the converter's parameter as the field's type; of `tuple` itself they make nothing useful.
+
+
+def _rules(value: Iterable[Rule]) -> tuple[Rule, ...]:
+    return tuple(value)
+
+
+def _hints(value: Iterable[Hint]) -> tuple[Hint, ...]:
+    return tuple(value)
+
+
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
 
 
 def _all(kind: type) -> Any:
@@ -64,10 +79,10 @@ class Provider:
     name: str = field(validator=_name)
     hosts: tuple[str, ...] = field(default=(), converter=_hosts)
     key: KeyPlacement | None = field(default=None, validator=instance_or_none(KeyPlacement))
-    rules: tuple[Rule, ...] = field(default=(), converter=tuple, validator=_all(Rule))
-    hints: tuple[Hint, ...] = field(default=(), converter=tuple, validator=_all(Hint))
-    volatile: tuple[str, ...] = field(default=(), converter=tuple, validator=_all(str))
-    secret: tuple[str, ...] = field(default=(), converter=tuple, validator=_all(str))
+    rules: tuple[Rule, ...] = field(default=(), converter=_rules, validator=_all(Rule))
+    hints: tuple[Hint, ...] = field(default=(), converter=_hints, validator=_all(Hint))
+    volatile: tuple[str, ...] = field(default=(), converter=_names, validator=_all(str))
+    secret: tuple[str, ...] = field(default=(), converter=_names, validator=_all(str))
     answers: Answers = field(factory=Answers, validator=instance_or_none(Answers))
     quiet: float | None = field(default=None, validator=optional_number(0))
     event_quiet: float | None = field(default=None, validator=optional_number(0))

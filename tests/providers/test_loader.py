@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from retrypolicy import plugins
 from retrypolicy.errors import ConfigurationError, PolicyError
 from retrypolicy.http.pushback import Hint
 from retrypolicy.outcome import Effect, Stage
@@ -112,15 +113,15 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "tests_plugin_of_a_provider"
     monkeypatch.setitem(__import__("sys").modules, module, __import__("types").SimpleNamespace(GOOD=PLUGIN, BAD="text"))
     entries = [
-        metadata.EntryPoint(name=name, value=f"{module}:{value}", group=loader.GROUP)
+        metadata.EntryPoint(name=name, value=f"{module}:{value}", group="retrypolicy.providers")
         for name, value in (("plugin", "GOOD"), ("bad", "BAD"), ("gone", "GONE"), ("resend", "GOOD"))
     ]
-    monkeypatch.setattr(metadata, "entry_points", lambda *, group: entries if group == loader.GROUP else [])
-    loader._others.cache_clear()
+    monkeypatch.setattr(metadata, "entry_points", lambda *, group: entries if group == "retrypolicy.providers" else [])
+    plugins._others.cache_clear()
     loader._named.cache_clear()
     yield
     monkeypatch.undo()
-    loader._others.cache_clear()
+    plugins._others.cache_clear()
     loader._named.cache_clear()
 
 
