@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core import checks
 
 
 class RetryPolicyAnymailConfig(AppConfig):
@@ -15,6 +16,8 @@ class RetryPolicyAnymailConfig(AppConfig):
     def ready(self) -> None:
         from anymail.signals import tracking
 
+        from retrypolicy.anymail.checks import check_failover
         from retrypolicy.anymail.webhooks import on_event
 
+        checks.register(check_failover, "retrypolicy")
         tracking.connect(on_event, dispatch_uid="retrypolicy.on_event")

@@ -61,9 +61,10 @@ class MessageMixin(_Backend):
             # Whoever configures another address for this API speaks this API there.
             host = self._api_host()
             self._retry_options["hosts"] = (host,) if host else ()
-        engine = self._retry_engine = Engine(**self._retry_options)  # what can't be used is said now, not while sending
+        engine = self.retry_engine = Engine(**self._retry_options)  # what can't be used is said now, not while sending
         provider = engine.provider
-        self._remembers = engine.ledger is not None or (provider is not None and provider.key is not None)
+        self.retry_provider = None if provider is None else provider.name
+        self.retry_remembers = engine.ledger is not None or (provider is not None and provider.key is not None)
         self._tracks = 0  # the longest key that goes into the metadata
         if engine.ledger is not None and provider is not None and provider.metadata:
             self._tracks = _METADATA_LIMITS.get(provider.name, 255) if apps.is_installed("retrypolicy.anymail") else 0
@@ -75,7 +76,7 @@ class MessageMixin(_Backend):
     def build_message_payload(self, message: EmailMessage, defaults: Any) -> Any:
         """Anymail's payload: without our header, and with the key in the metadata where events report them back."""
         try:
-            name = name_of(message, remembers=self._remembers)
+            name = name_of(message, remembers=self.retry_remembers)
         except KeyReused as refusal:
             raise self._anymail_error(refusal, None, message) from None
         changes: dict[str, Any] = {}
@@ -85,7 +86,7 @@ class MessageMixin(_Backend):
         if name.key is not None and len(name.key) <= self._tracks:
             given = getattr(message, "metadata", None)  # Anymail's own message class has a marker for "not set"
             changes["metadata"] = {**(given if isinstance(given, Mapping) else {}), METADATA: name.key}
-        with _changed(message, changes):
+        with changed(message, changes):
             payload = super().build_message_payload(message, defaults)
         setattr(payload, _NAME, name)
         return payload
@@ -94,7 +95,7 @@ class MessageMixin(_Backend):
         """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
         name: Name | None = getattr(payload, _NAME, None)
         if name is None:  # somebody's own way to build payloads
-            name = name_of(message, remembers=self._remembers)
+            name = name_of(message, remembers=self.retry_remembers)
         try:
             with operation(key=name.key, policy=name.policy, label=name.label, not_after=name.not_after) as op:
                 op.yields = name.yields
@@ -117,7 +118,7 @@ class MessageMixin(_Backend):
 
 
 @contextlib.contextmanager
-def _changed(message: EmailMessage, changes: dict[str, Any]) -> Iterator[None]:
+def changed(message: EmailMessage, changes: dict[str, Any]) -> Iterator[None]:
     """The message with other attributes for a moment: it is the caller's, and may be sent again."""
     before = {name: message.__dict__[name] for name in changes if name in message.__dict__}
     for name, value in changes.items():

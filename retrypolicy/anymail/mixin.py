@@ -43,6 +43,8 @@ class RetryMixin(_Backend):
     Raises `ConfigurationError` or `PolicyError` when the backend is made: never silenced by `fail_silently`.
     """
 
+    _retry_adapter: RetryAdapter | None = None
+
     def _api_host(self) -> str | None:
         return urlsplit(self.api_url).hostname
 
@@ -50,13 +52,15 @@ class RetryMixin(_Backend):
         """Anymail's session, with a `RetryAdapter` on it."""
         session = super().create_session()
         adapter = RetryAdapter(**self._retry_options)
-        adapter.engine.defers = self.retry_defers
+        self._retry_adapter = adapter
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         return session
 
     def post_to_esp(self, payload: Any, message: EmailMessage) -> requests.Response:
         """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
+        if self._retry_adapter is not None:
+            self._retry_adapter.engine.defers = self.retry_defers
         response: requests.Response = super().post_to_esp(payload, message)
         ids = getattr(payload, "message_ids", None)
         found = report(response)
@@ -66,7 +70,7 @@ class RetryMixin(_Backend):
 
     def _restore(self, ids: MutableMapping[str, str], found: Report, body: Any) -> None:
         """Some backends make up their ids: those that went out the first time are the ones that events will name."""
-        ledger, provider = self._retry_engine.ledger, self._retry_engine.provider
+        ledger, provider = self.retry_engine.ledger, self.retry_engine.provider
         if ledger is None or provider is None or found.key_digest is None:
             return
         record, _ = ledger.read(bytes.fromhex(found.key_digest))

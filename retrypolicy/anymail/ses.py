@@ -63,8 +63,7 @@ class SESMixin(_Backend):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._retry_engine.defers = self.retry_defers
-        policy, config = self._retry_engine.policy, self.client_params["config"]
+        policy, config = self.retry_engine.policy, self.client_params["config"]
         limits = [limit for limit in (policy.attempt_timeout, policy.total_timeout) if limit is not None]
         self.client_params["config"] = config.merge(
             Config(
@@ -81,11 +80,12 @@ class SESMixin(_Backend):
         """Anymail's client, behind ours."""
         opened = super().open()
         if opened and self.client is not None:
-            self.client = GuardedClient(self.client, self._retry_engine)
+            self.client = GuardedClient(self.client, self.retry_engine)
         return opened
 
     def post_to_esp(self, payload: Any, message: EmailMessage) -> Any:
         """Post the message as one call under its key."""
+        self.retry_engine.defers = self.retry_defers
         token = _message.set(content(message))
         try:
             return super().post_to_esp(payload, message)

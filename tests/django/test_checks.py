@@ -49,6 +49,11 @@ def test_nothing_to_say() -> None:
         ("E002", {"POLICIES": {"mail": {"max_attempts": 0}}}),
         ("E003", {"LEDGER": "nowhere"}),
         ("E003", {"LEDGER": "ftp://example.com"}),
+        ("E008", {"FAILOVER": []}),
+        ("E008", {"FAILOVER": "retrypolicy.anymail.backends.resend.EmailBackend"}),
+        ("E008", {"FAILOVER": ["anymail.backends.resend.EmailBackend"]}),
+        ("E008", {"FAILOVER": [{"OPTIONS": {}}]}),
+        ("E008", {"FAILOVER": ["nowhere.EmailBackend"]}),
         ("W001", {"POLICY": RetryPolicy(idempotent_methods={"GET", "POST"})}),
         ("W001", {"POLICIES": {"mail": RetryPolicy(guard=Guard(on_unknown="resend"))}}),
         ("W002", {"POLICY": RetryPolicy(name="web-mail", max_wait=50.0, total_timeout=20.0)}),
@@ -131,8 +136,8 @@ def test_a_ledger_in_a_database_file(shop: Path) -> None:
 def test_every_id_is_in_the_docs() -> None:
     import re
 
-    source = (ROOT / "retrypolicy/django/checks.py").read_text(encoding="utf-8")
-    made = set(re.findall(r'"([EWI]\d{3})"', source))
+    sources = [ROOT / f"retrypolicy/{room}/checks.py" for room in ("django", "anymail")]
+    made = set(re.findall(r'"(?:retrypolicy\.)?([EWI]\d{3})"', "".join(path.read_text("utf-8") for path in sources)))
     page = (ROOT / "docs/django.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `retrypolicy\.([EWI]\d{3})`", page, re.MULTILINE))
     assert made == listed
@@ -143,4 +148,4 @@ def test_checks_can_be_told_apart_by_their_tag() -> None:
 
     assert "retrypolicy" in registry.tags_available()
     names: list[Callable[..., Any]] = [check for check in registry.get_checks() if "retrypolicy" in check.tags]
-    assert len(names) == 5  # one each, though the apps were set up more than once
+    assert len(names) == 6  # one each, though the apps were set up more than once
