@@ -121,6 +121,13 @@ def screenshots(session: nox.Session) -> None:
 
 
 @nox.session(python=OURS)
+def fire(session: nox.Session) -> None:
+    """Senders and stores killed at random while 10,000 sends go through each store; prints the figures."""
+    session.install("-e", ".", *group("test"), django(OURS))
+    session.run("pytest", "-q", "-s", "tests/fire", *session.posargs, env={"FIRE_SENDS": "10000"})
+
+
+@nox.session(python=OURS)
 def bench(session: nox.Session) -> None:
     """The benchmarks: ratios, taken in one run."""
     session.install("-e", ".", *group("bench"))

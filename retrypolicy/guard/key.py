@@ -134,7 +134,7 @@ def content_of(
     `left_out`: JSON Pointers (`*` for each element of a list) or names of form fields, as a provider's profile knows
     them. JSON (order of names, white space, escapes) and forms (escapes) are canonicalised where something is left out,
     and where nothing is known of how bodies are built (None). An empty list means that two builds of one message are
-    the same bytes, so bytes are what counts: that costs a tenth. Multipart bodies count without their boundary,
+    the same bytes, so bytes are what counts: that costs a fraction. Multipart bodies count without their boundary,
     anything else byte for byte. What can't be parsed without doubt (a name twice in one object) counts as it is.
     """
     parts = urlsplit(url)

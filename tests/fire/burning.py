@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import queue
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -166,8 +167,9 @@ def burn(
                     else:
                         acknowledged.setdefault(number, set()).add(said)
             if now > next_kill and senders:
-                os.kill(chance.choice(senders).process.pid, 9)
-                kills += 1
+                with contextlib.suppress(ProcessLookupError):  # it ended at this moment
+                    os.kill(chance.choice(senders).process.pid, signal.SIGKILL)
+                    kills += 1
                 next_kill = now + chance.expovariate(1 / kill_every)
             if chaos is not None and now > next_chaos:
                 chaos()

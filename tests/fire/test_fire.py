@@ -25,9 +25,9 @@ __all__ = ["new_valkey", "postgres"]
 SENDS = int(os.environ.get("FIRE_SENDS", "300"))
 LONG = SENDS > 1000
 OPTIONS: dict[str, Any] = {
-    "chunk": 250 if LONG else 30,
-    "kill_every": 1.0 if LONG else 0.25,
-    "chaos_every": 10.0 if LONG else 1.5,
+    "chunk": 150 if LONG else 30,
+    "kill_every": 0.4 if LONG else 0.25,
+    "chaos_every": 4.0 if LONG else 1.5,
     "patience": 3600.0 if LONG else 100.0,
 }
 

@@ -1,0 +1,253 @@
+"""What the guard costs: a send's two ledger operations for each store, next to what the store itself needs at least.
+
+Wall time, the median of pairs taken in turns with the bare limit, so that both meet the same disk and the same load.
+Valkey and PostgreSQL run from wheels, on the loopback; without these packages they are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hmac
+import json
+import logging
+import multiprocessing
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from retrypolicy.guard import Ledger, MemoryLedger, SQLiteLedger, open_ledger
+from retrypolicy.guard.key import Secret, content_of, fingerprint
+from retrypolicy.guard.ledger import Take
+
+RESULT = {"status": 200, "id": "4ef9a417-02e9-4d39-ad75-9611e0fcc33c"}
+OWNER, PRINT = b"o" * 16, b"f" * 32
+
+
+def take() -> Take:
+    return Take(key=os.urandom(32), owner=OWNER, token=os.urandom(8), fingerprint=PRINT, lease=60.0, label="order 42")
+
+
+def pair(ledger: Ledger) -> None:
+    """What a send asks of its ledger when all goes well."""
+    wanted = take()
+    ledger.arm(wanted)
+    ledger.done(wanted.key, RESULT)
+
+
+def turns(*works: Callable[[], object], rounds: int, warm_up: int = 20) -> list[float]:
+    """The median microseconds of each, taken in turns."""
+    took: list[list[float]] = [[] for _ in works]
+    for number in range(rounds + warm_up):
+        for work, times in zip(works, took, strict=True):
+            began = time.perf_counter()
+            work()
+            if number >= warm_up:
+                times.append(time.perf_counter() - began)
+    return [statistics.median(times) * 1e6 for times in took]
+
+
+def say(what: str, value: str, bound: str = "") -> None:
+    print(f"{what:58s} {value:>22s}{f'  ({bound})' if bound else ''}", flush=True)
+
+
+def memory(rounds: int) -> None:
+    ledger = MemoryLedger()
+    best = float("inf")
+    for _ in range(20):
+        began = time.thread_time()
+        for _ in range(1000):
+            pair(ledger)
+        best = min(best, (time.thread_time() - began) / 1000)
+    making = float("inf")
+    for _ in range(20):
+        began = time.thread_time()
+        for _ in range(1000):
+            take()
+        making = min(making, (time.thread_time() - began) / 1000)
+    say("memory: pair, without making the request", f"{(best - making) * 1e6:.1f} us", "at most 5")
+
+
+def sqlite(folder: Path, rounds: int) -> None:
+    ledger = SQLiteLedger(folder / "pair.db")
+    bare = bare_sqlite(folder / "bare.db")
+    ours, commit = turns(lambda: pair(ledger), bare, rounds=rounds)
+    say("SQLite: pair, durability power", f"{ours:.0f} us")
+    say("SQLite: bare synced commit of such a row", f"{commit:.0f} us")
+    say("SQLite: pair, in bare commits", f"{ours / commit:.2f}", "at most 1.4")
+    senders(folder / "senders.db", rounds)
+
+
+def bare_sqlite(path: Path) -> Callable[[], object]:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("CREATE TABLE t (key BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
+    return lambda: connection.execute("INSERT INTO t VALUES (?, ?)", (os.urandom(32), bytes(180)))
+
+
+def senders(path: Path, rounds: int) -> None:
+    """Two processes of eight threads, each with calls of 10 to 30 ms between its arm and its done."""
+    SQLiteLedger(path).close()
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.starmap(eight_threads, [(str(path), max(10, rounds // 10))] * 2)
+    times = sorted(t for process in found for t in process)
+    worst, late = times[-1] * 1e3, times[int(len(times) * 0.99)] * 1e3
+    say("SQLite: arm at 16 senders, 99 of 100", f"{late:.1f} ms")
+    say("SQLite: arm at 16 senders, the slowest", f"{worst:.1f} ms", "at most 50")
+
+
+def eight_threads(path: str, sends: int) -> list[float]:
+    ledger = SQLiteLedger(path)
+    start = threading.Barrier(8)
+
+    def send(number: int) -> list[float]:
+        chance, times = random.Random(number), []
+        start.wait()
+        for _ in range(sends):
+            wanted = take()
+            began = time.perf_counter()
+            ledger.arm(wanted)
+            times.append(time.perf_counter() - began)
+            time.sleep(chance.uniform(0.01, 0.03))
+            ledger.done(wanted.key, RESULT)
+        return times
+
+    with ThreadPoolExecutor(8) as pool:
+        return [t for times in pool.map(send, range(8)) for t in times]
+
+
+def many_keys(folder: Path, keys: int, rounds: int) -> None:
+    """The cost of an arm does not depend on how many keys there are; a step of the purge stays short."""
+    path = folder / "many.db"
+    ledger, small = SQLiteLedger(path), SQLiteLedger(folder / "few.db")
+    pair(ledger)
+    now = time.time()
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(sends)")]
+        row = dict(zip(names, connection.execute("SELECT * FROM sends LIMIT 1").fetchone(), strict=True))
+        statement = f"INSERT INTO sends VALUES ({', '.join('?' * len(names))})"
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA cache_size = -200000")
+        connection.execute("BEGIN")
+        for key in sorted(os.urandom(32) for _ in range(keys)):
+            over = now - 1 if key[0] < 16 else now + 1e6
+            connection.execute(statement, list((row | {"key": key, "expires": over}).values()))
+        connection.execute("COMMIT")
+    few, many = turns(lambda: pair(small), lambda: pair(ledger), rounds=rounds)
+    say(f"SQLite: pair at {keys:,} keys, of one in an empty file", f"{many / few:.2f}", "about 1")
+    worst = 0.0
+    while True:
+        began = time.perf_counter()
+        count = ledger.purge()
+        worst = max(worst, time.perf_counter() - began)
+        if not count:
+            break
+    say(f"SQLite: slowest step of a purge of {keys // 16:,}", f"{worst * 1e3:.1f} ms", "at most 50")
+
+
+def valkey(rounds: int) -> None:
+    from tests.guard.servers import Valkey
+
+    server = Valkey()
+    try:
+        ledger, client = open_ledger(server.url), server.client()
+
+        def bare() -> None:
+            key = os.urandom(16)
+            client.set(key, bytes(180))
+            client.set(key, bytes(180))
+
+        ours, sets = turns(lambda: pair(ledger), bare, rounds=rounds)
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        pair(ledger)
+        trips = client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+        say("Valkey, AOF always: pair", f"{ours:.0f} us")
+        say("Valkey, AOF always: pair, in two bare SETs", f"{ours / sets:.2f}")
+        say("Valkey: round trips of a send", str(trips), "at most 2")
+    finally:
+        server.remove()
+
+
+def postgres(rounds: int) -> None:
+    import psycopg
+
+    from tests.guard.servers import Postgres
+
+    server = Postgres()
+    try:
+        ledger = open_ledger(server.url)
+        connection = psycopg.connect(server.dsn, autocommit=True, prepare_threshold=0)
+        connection.execute("CREATE TABLE bare (key bytea PRIMARY KEY, row bytea)")
+
+        def bare() -> None:
+            connection.execute("INSERT INTO bare VALUES (%s, %s)", (os.urandom(32), bytes(180)))
+
+        ours, insert = turns(lambda: pair(ledger), bare, rounds=rounds)
+        say("PostgreSQL: pair", f"{ours:.0f} us")
+        say("PostgreSQL: pair, in bare synced INSERTs", f"{ours / insert:.2f}")
+        connection.close()
+        ledger.close()
+    finally:
+        server.remove()
+
+
+def fingerprints(rounds: int) -> None:
+    secret = Secret.of("s" * 32)
+    for kilobytes in (1, 10, 100):
+        message = {"to": [{"email": "someone@example.com"}], "subject": "Receipt", "html": "x" * kilobytes * 1000}
+        body = json.dumps(message).encode()
+
+        def ours(left_out: Any, body: bytes = body) -> bytes:
+            return fingerprint(
+                secret, content_of("POST", "https://api.example.com/e", "application/json", body, left_out)
+            )
+
+        bare, known, unknown = turns(
+            lambda body=body: hmac.digest(b"s" * 32, body, "sha256"),  # type: ignore[misc] # bound at once
+            lambda ours=ours: ours(()),  # type: ignore[misc] # bound at once
+            lambda ours=ours: ours(None),  # type: ignore[misc] # bound at once
+            rounds=rounds * 5,
+        )
+        bound = "at most 1.15" if kilobytes > 10 else ""
+        say(
+            f"fingerprint of {kilobytes} KB, deterministic body, in HMACs",
+            f"{known / bare:.2f} ({known:.1f} us)",
+            bound,
+        )
+        say(f"fingerprint of {kilobytes} KB, canonical JSON, in HMACs", f"{unknown / bare:.2f} ({unknown:.1f} us)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--keys", type=int, default=100_000, help="for the cost among many keys")
+    args = parser.parse_args()
+    logging.getLogger("retrypolicy").setLevel(logging.ERROR)  # that each ledger is new and empty
+    gc.disable()
+    memory(args.rounds)
+    fingerprints(args.rounds)
+    # Beside this file rather than in /tmp, which may be a file system in memory: a sync must reach a disk.
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
+        sqlite(Path(name), args.rounds)
+        many_keys(Path(name), args.keys, args.rounds)
+    for store in (valkey, postgres):
+        try:
+            store(args.rounds)
+        except ImportError as error:
+            say(store.__name__, f"left out: no {error.name}")
+
+
+if __name__ == "__main__":
+    main()
