@@ -341,12 +341,15 @@ class Call:
             # The last settlement got lost. Until it is written, nobody may arm: that includes us.
             yield self._pending
             self._pending = None
+        monotonic = self.engine.clock.monotonic
         try:
+            asked = monotonic()
             while not isinstance(answer := (yield from self._take()), Taken):
                 if answer is None:
                     return
                 if not ((yield from self._joined(answer)) or (yield from self._reconciled(answer))):
                     self._refuse(answer.record, answer.now)
+                asked = monotonic()
         except (CallRefused, Replay):
             self.attempts -= 1  # no attempt was made
             raise
@@ -358,6 +361,22 @@ class Call:
         self._first_armed = answer.first_armed
         self.first_seen = answer.first_seen
         self.tainted = self.tainted or answer.tainted
+        # This process may have stood still since it asked. A lease that is over, a key that is forgotten: others may
+        # have settled the call as not applied, or sent it.
+        if monotonic() - asked > self._lease():
+            yield from self._give_up()
+            raise LedgerUnavailable(
+                "the ledger's answer came after the lease that it gives was over; nothing was sent",
+                key_digest=self.digest.hex(),
+            )
+        if self._key_is_forgotten() and not self.accepts_duplicates:
+            yield from self._give_up()
+            self.held = True
+            raise SendHeld(
+                "an earlier attempt may have been applied, and the provider may have forgotten the key by now; nothing "
+                "was sent. Resolve it: retrypolicy ledger resolve",
+                key_digest=self.digest.hex(),
+            )
         lifetime = self.policy.lifetime
         if lifetime is not None and self.engine.clock.now() >= answer.first_seen + lifetime:
             yield from self._give_up()
@@ -433,7 +452,14 @@ class Call:
             if quiet is not None and record.last_armed is not None:
                 self._ask_again = record.last_armed + options["quiet"]
         known = False
-        if verdict != "unknown":
+        # The ledger checks the quiet time when it is told. But what counts is when the provider looked: after it was
+        # asked, which was after `refused.now`.
+        looked_too_early = (
+            verdict == "not_applied"
+            and record.last_armed is not None
+            and record.last_armed > refused.now - options["quiet"]
+        )
+        if verdict != "unknown" and not looked_too_early:
             known = yield Perform("resolve", (self.digest, record.fence, verdict), options)
         self.tell(Reconciled, key_digest=self.digest.hex(), verdict=verdict, counts=known)
         return known
