@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ from attrs import field, frozen
 
 class _Word(enum.Enum):
     """An enumeration whose repr is code."""
+
+    # One object for each word, so its identity will do; Enum's own hash is a function in Python, and slow.
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -134,8 +138,14 @@ def interrupts(error: BaseException) -> bool:
     KeyboardInterrupt, SystemExit, greenlets' timeouts and cancellations, and the soft time limits of task queues, which
     some of them derive from `Exception` (by name: their packages need not be installed).
     """
-    return not isinstance(error, Exception) or any(
-        (cls.__module__, cls.__name__) in _TIME_LIMITS for cls in type(error).__mro__
+    kind: Any = type(error)  # to mypy a class is not hashable
+    return _interrupts(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _interrupts(kind: type[BaseException]) -> bool:
+    return not issubclass(kind, Exception) or any(
+        (cls.__module__, cls.__name__) in _TIME_LIMITS for cls in kind.__mro__
     )
 
 

@@ -69,6 +69,7 @@ WELL = [
     (RetryPolicy(guard=Guard(on_ledger_down="open")), {"provider": "resend"}),
     (RetryPolicy(guard=Guard(lease=31), attempt_timeout=30), {}),
     (RetryPolicy(total_timeout=30, pushback="ignore"), {}),
+    (RetryPolicy(status_forcelist={202}, rules=[Rule(status=202, retry=True)]), {}),
     (RetryPolicy(rules=[Rule(status=503, header={"x": "*"}, retry=False)]), {}),
 ]
 
