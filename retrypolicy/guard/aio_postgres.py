@@ -88,20 +88,22 @@ class AsyncPostgresLedger(AsyncSteppedLedger[PostgresSteps]):
             raise unavailable(error) from error
 
     async def _exchange(self, statement: Statement, deadline: float) -> list[tuple[Any, ...]]:
-        first = True
+        from psycopg.waiting import wait_async
+
+        tries = 0
         while True:
+            tries += 1
             try:
                 async with self._connection(deadline) as connection:
-                    with watched(connection, deadline):
+                    with watched(connection, deadline, wait_async):
                         text = statement.text.encode()
                         cursor = await connection.execute(text, statement.values, prepare=statement.prepare)
                         rows = await cursor.fetchall() if cursor.description else []
             except NotReplicated:
                 raise
             except Exception as error:
-                if not (first and may_repeat(error, deadline)):
+                if not may_repeat(error, tries, deadline):
                     raise unavailable(error) from error
-                first = False
             else:
                 return rows
 

@@ -32,6 +32,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "timeout": float,
     "prepare_threshold": lambda text: None if text == "none" else int(text),
 }
+_WAKE = 0.1  # seconds between two looks at the clock while a server does not answer
 _system = SystemClock()
 
 
@@ -97,18 +98,20 @@ class PostgresLedger(SteppedLedger[PostgresSteps]):
             raise unavailable(error) from error
 
     def _exchange(self, statement: Statement, deadline: float) -> list[tuple[Any, ...]]:
-        first = True
+        from psycopg.waiting import wait_selector
+
+        tries = 0
         while True:
+            tries += 1
             try:
-                with self._connection(deadline) as connection, watched(connection, deadline):
+                with self._connection(deadline) as connection, watched(connection, deadline, wait_selector):
                     cursor = connection.execute(statement.text.encode(), statement.values, prepare=statement.prepare)
                     rows = cursor.fetchall() if cursor.description else []
             except NotReplicated:
                 raise
             except Exception as error:
-                if not (first and may_repeat(error, deadline)):
+                if not may_repeat(error, tries, deadline):
                     raise unavailable(error) from error
-                first = False
             else:
                 return rows
 
@@ -193,14 +196,14 @@ def split_options(url: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def watched(connection: Any, deadline: float) -> Iterator[None]:
+def watched(connection: Any, deadline: float, wait: Callable[..., Any]) -> Iterator[None]:
     """Limits how long a statement on this connection (sync or async) takes, and hears what the server warns of.
 
-    psycopg knows no time limit of its own for a statement, and a server that hangs keeps none. Raises `NotReplicated`
-    if the commit was let go before the standby had it: for the server that is a success with a warning.
+    psycopg knows no time limit of its own for a statement, and a server that hangs keeps none. `wait` is the function
+    of psycopg that waits, in Python: the one in C (before 3.3) does not wake up in between. Raises `NotReplicated` if
+    the commit was let go before the standby had it: for the server that is a success with a warning.
     """
     let_go: list[bool] = []
-    wait = connection.wait
 
     def hear(notice: Any) -> None:
         let_go.append(notice.source_function == "SyncRepWaitForLSN")
@@ -217,7 +220,7 @@ def watched(connection: Any, deadline: float) -> Iterator[None]:
             answer: T = end.value
             return answer
 
-    connection.wait = lambda steps, *args, **options: wait(limited(steps), *args, **options)
+    connection.wait = lambda steps, *_, **__: wait(limited(steps), connection.pgconn.socket, _WAKE)
     connection.add_notice_handler(hear)
     try:
         yield
@@ -228,14 +231,16 @@ def watched(connection: Any, deadline: float) -> Iterator[None]:
         raise NotReplicated
 
 
-def may_repeat(error: Exception, deadline: float) -> bool:
-    """A connection from before the server's restart, or a conflict that the server wants us to try again."""
+def may_repeat(error: Exception, tries: int, deadline: float) -> bool:
+    """A conflict that the server wants us to try again, or, once, a connection from before the server's restart."""
     import psycopg
 
+    if _system.monotonic() > deadline:
+        return False
     if isinstance(error, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)):
         return True
     lost = isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.ConnectionTimeout)
-    return lost and _system.monotonic() < deadline
+    return lost and tries == 1
 
 
 def unavailable(error: Exception) -> LedgerUnavailable:

@@ -90,8 +90,9 @@ _COUNT = """{begin}
 SELECT r.phase, count(*) FROM t, {table} r WHERE r.phase IN (2, 5) OR r.expires > t.now GROUP BY r.phase
 """
 _PURGE = """{begin}, over AS MATERIALIZED (
-    SELECT r.key FROM t, {table} r
-    WHERE r.collect_hour <= floor(t.now / 3600)::integer AND r.phase IN (1, 3, 4) AND r.expires <= t.now
+    SELECT r.key FROM {table} r
+    WHERE r.collect_hour <= (SELECT floor(t.now / 3600)::integer FROM t) AND r.expires <= (SELECT t.now FROM t)
+        AND r.phase IN (1, 3, 4)
     ORDER BY r.collect_hour LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)
 DELETE FROM {table} r USING over WHERE r.key = over.key RETURNING true
 """

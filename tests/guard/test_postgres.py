@@ -148,6 +148,15 @@ def test_purge_goes_in_steps_and_takes_what_is_over_only(postgres: Postgres) -> 
     ledger.close()
 
 
+def test_purge_finds_what_is_over_by_the_index(postgres: Postgres, ledger: PostgresLedger) -> None:
+    arm(ledger)
+    statement = next(ledger._steps.purge(500))
+    with psycopg.connect(postgres.dsn) as connection:
+        connection.execute("SET enable_seqscan = off")
+        plan = connection.execute(b"EXPLAIN " + statement.text.encode(), statement.values).fetchall()
+    assert any("Index Cond: (collect_hour <=" in line for (line,) in plan)
+
+
 def test_listing_goes_through_many_pages(ledger: PostgresLedger) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda number: ledger.claim(take(number, lease=0)), range(1100)))
