@@ -1,51 +1,52 @@
 """Our errors as errors of Anymail, too: existing `except AnymailAPIError` clauses and `fail_silently` see them.
 
-For refusals that no requests adapter had a part in; Anymail makes those of an adapter into its own errors by itself.
+Anymail makes errors of requests into its own by a class made on the spot, which can't be pickled; these can.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from anymail.exceptions import AnymailAPIError
+from anymail.exceptions import AnymailRequestsAPIError
 
 from retrypolicy import errors
+from retrypolicy.requests import errors as ours
 
 
-class SendInProgress(errors.SendInProgress, AnymailAPIError):
+class SendInProgress(ours.SendInProgress, AnymailRequestsAPIError):
     """`retrypolicy.errors.SendInProgress`, for Anymail."""
 
 
-class SendHeld(errors.SendHeld, AnymailAPIError):
+class SendHeld(ours.SendHeld, AnymailRequestsAPIError):
     """`retrypolicy.errors.SendHeld`, for Anymail."""
 
 
-class SendDeferred(errors.SendDeferred, AnymailAPIError):
+class SendDeferred(ours.SendDeferred, AnymailRequestsAPIError):
     """`retrypolicy.errors.SendDeferred`, for Anymail."""
 
 
-class AlreadyDone(errors.AlreadyDone, AnymailAPIError):
+class AlreadyDone(ours.AlreadyDone, AnymailRequestsAPIError):
     """`retrypolicy.errors.AlreadyDone`, for Anymail."""
 
 
-class KeyReused(errors.KeyReused, AnymailAPIError):
+class KeyReused(ours.KeyReused, AnymailRequestsAPIError):
     """`retrypolicy.errors.KeyReused`, for Anymail."""
 
 
-class LedgerUnavailable(errors.LedgerUnavailable, AnymailAPIError):
+class LedgerUnavailable(ours.LedgerUnavailable, AnymailRequestsAPIError):
     """`retrypolicy.errors.LedgerUnavailable`, for Anymail."""
 
 
-class CircuitOpen(errors.CircuitOpen, AnymailAPIError):
+class CircuitOpen(ours.CircuitOpen, AnymailRequestsAPIError):
     """`retrypolicy.errors.CircuitOpen`, for Anymail."""
 
 
-class DeadlineExceeded(errors.DeadlineExceeded, AnymailAPIError):
+class DeadlineExceeded(ours.DeadlineExceeded, AnymailRequestsAPIError):
     """`retrypolicy.errors.DeadlineExceeded`, for Anymail."""
 
 
-_OURS: dict[type[errors.RetryPolicyError], type[errors.RetryPolicyError]] = {
-    cls.__mro__[1]: cls
+_KINDS: dict[str, type[errors.CallRefused]] = {
+    cls.__name__: cls
     for cls in (
         SendInProgress,
         SendHeld,
@@ -59,10 +60,11 @@ _OURS: dict[type[errors.RetryPolicyError], type[errors.RetryPolicyError]] = {
 }
 
 
-def as_anymail_error(error: errors.CallRefused, **facts: Any) -> errors.RetryPolicyError:
+def as_anymail_error(error: errors.CallRefused, **facts: Any) -> errors.CallRefused:
     """The same error, as Anymail's users expect it. `facts`: what Anymail puts on its errors."""
-    kind = _OURS.get(type(error))
-    if kind is None:
+    made = next((_KINDS[base.__name__] for base in type(error).__mro__ if base.__name__ in _KINDS), None)
+    if made is None:
         return error
-    fields = {name: getattr(error, name) for name in error._fields if name in error.__dict__}
-    return kind(*error.args, **facts, **fields).with_traceback(error.__traceback__)
+    said = error.__cause__ if isinstance(error.__cause__, errors.CallRefused) else error
+    fields = {name: getattr(said, name) for name in said._fields if name in said.__dict__}
+    return made(*said.args, **facts, **fields)

@@ -106,6 +106,8 @@ class MessageMixin(_Backend):
                 attach(_status(message), found)
                 if found.effect is Effect.NOT_APPLIED:
                     settle(message, applied=False)
+            if isinstance(error, CallRefused):
+                raise self._anymail_error(error, payload, message) from None
             raise
         found = report(response)
         if found is not None:

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from botocore import exceptions
 from botocore.client import Config
 
-from retrypolicy.anymail.errors import as_anymail_error
 from retrypolicy.anymail.messages import MessageMixin
 from retrypolicy.anymail.naming import content
 from retrypolicy.call import Call, Replay
@@ -89,9 +88,6 @@ class SESMixin(_Backend):
         token = _message.set(content(message))
         try:
             return super().post_to_esp(payload, message)
-        except CallRefused as refusal:
-            facts = {"backend": self, "email_message": message, "payload": payload}
-            raise as_anymail_error(refusal, **facts) from refusal.__cause__
         finally:
             _message.reset(token)
 
