@@ -331,7 +331,7 @@ def test_swallowed_until_told() -> None:
         assert server.connections == 1
 
 
-@pytest.mark.parametrize("step", [Refuse(seconds=0.05), Blackhole(seconds=0.05)])
+@pytest.mark.parametrize("step", [Refuse(seconds=1.0), Blackhole(seconds=1.0)])
 def test_the_port_opens_by_itself(step: Refuse | Blackhole) -> None:
     with FaultServer([step, Answer()]) as server:
         with pytest.raises((ConnectionRefusedError, TimeoutError)):
