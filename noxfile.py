@@ -111,6 +111,14 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "-n", "--keep-going", "-q", "docs", "docs/_build/html", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("anymail", ["13.0", "14.0"])
+def anymail(session: nox.Session, anymail: str) -> None:
+    """The mail tests with older releases of Anymail."""
+    session.install("-e", ".", *group("test"), django(str(session.python)), f"django-anymail~={anymail}")
+    session.run("pytest", "-q", "-n", "auto", "tests/anymail", *session.posargs)
+
+
 @nox.session(python=NEWEST)
 def screenshots(session: nox.Session) -> None:
     """The admin page in a real Chromium (Debian: `apt-get install chromium`), and its pictures for the docs."""
