@@ -1,4 +1,4 @@
-"""A listener for OpenTelemetry: one span for each call, one event on it for each thing that happened, and two metrics."""
+"""A listener for OpenTelemetry: a span for each call, an event on it for each thing that happened, and two metrics."""
 
 from __future__ import annotations
 
