@@ -192,30 +192,41 @@ class Call:
 
         Raises the guard's refusals (`CallRefused`), `Replay`, and what a driver throws in.
         """
-        clock = self.engine.clock
+        engine, policy = self.engine, self.policy
+        monotonic = engine.clock.monotonic
         if self._end is None:
-            self._started = clock.monotonic()
-            if self.policy.total_timeout is not None:
-                self._end = self._started + self.policy.total_timeout
-        if self.engine.listeners:
+            self._started = monotonic()
+            if policy.total_timeout is not None:
+                self._end = self._started + policy.total_timeout
+        if engine.listeners:
             self.tell(CallStarted)
-        if self.policy.budget is not None:
-            self.engine.opened(self)
+        if policy.budget is not None:
+            engine.opened(self)
         while True:
-            stop = self._before()
-            if stop is not None:
-                return self._ended(stop)
-            began = self.began = clock.monotonic()
-            self.deadline = self._deadline(began)
+            self.attempts += 1
+            self._unrecorded += 1
+            if self.not_after is not None or policy.breaker is not None or self.honoured:
+                stop = self._before()
+                if stop is not None:
+                    return self._ended(stop)
+            if engine.listeners:
+                self.tell(AttemptStarted, number=self.attempts)
+            began = self.began = monotonic()
+            if self._end is not None or policy.attempt_timeout is not None:
+                self.deadline = self._deadline(began)
             if self.guarded and not self.hooked:
                 yield from self._arm_before()
             outcome: Outcome = yield ATTEMPT
-            decision = yield from self._after(outcome, clock.monotonic() - began)
+            elapsed = monotonic() - began
+            said, effect, decision = self._decide(outcome)
+            if self.guarded:
+                decision = yield from self._settle(outcome, said, effect, decision)
+            self._note(outcome, said.effect, effect, decision, elapsed)
             if type(decision) is not Retry:
                 return self._ended(decision)
-            if self.engine.listeners or heard(Waiting):
+            if engine.listeners or heard(Waiting):
                 self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
-            if decision.delay > 0 or self.engine.stopping:
+            if decision.delay > 0 or engine.stopping:
                 woken = yield Wait(decision.delay)
                 if woken:
                     yield from self._give_up()
@@ -223,8 +234,6 @@ class Call:
 
     def _before(self) -> Stop | None:
         """May the next attempt be made? None: yes. A refusal of the first attempt is raised, a later one returned."""
-        self.attempts += 1
-        self._unrecorded += 1
         refusal: CallRefused | None = None
         reason = Reason.LIFETIME_OVER
         if self.not_after is not None and self.engine.clock.now() >= self.not_after:
@@ -240,8 +249,6 @@ class Call:
                     retry_at=self.engine.clock.now() + wait,
                 )
         if refusal is None:
-            if self.engine.listeners:
-                self.tell(AttemptStarted, number=self.attempts)
             return None
         self.attempts -= 1
         self._unrecorded -= 1
@@ -262,32 +269,23 @@ class Call:
             return end
         return now + limit if end is None else min(now + limit, end)
 
-    def _after(self, outcome: Outcome, elapsed: float) -> Generator[Command, Any, Decision]:
-        """Record an outcome, decide, and settle the key."""
-        policy = self.policy
+    def _decide(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
+        """What the outcome means, what the call's effect is by now, and what follows."""
+        policy, engine = self.policy, self.engine
         if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and not outcome.body_error:
             said, effect = _APPLIED, Effect.APPLIED
             decision: Decision = _SUCCESS
         else:
             said, effect, decision = self._judge(outcome)
         if policy.budget is not None or policy.breaker is not None:
-            decision = self.engine.account(self, outcome, effect, decision)
-        if not isinstance(decision, Stop) and self.engine.mode == "observe":
-            self.tell(Observed, action=_action(decision), reason=decision.reason)
-            decision = Stop(reason=Reason.OBSERVED)
-        if isinstance(decision, Defer) and not self.engine.defers:
-            decision = Stop(reason=decision.reason)
-        if self.guarded:
-            decision = yield from self._settle(outcome, said, effect, decision)
-        self._note(outcome, said.effect, decision, elapsed)
-        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
-            self._effect = effect
-        self.tainted = effect is not Effect.NOT_APPLIED
-        if isinstance(decision, Retry):
-            self.previous = decision.delay
-            kind = kind_of(outcome)
-            self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
-        return decision
+            decision = engine.account(self, outcome, effect, decision)
+        if type(decision) is not Stop:
+            if engine.mode == "observe":
+                self.tell(Observed, action=_action(decision), reason=decision.reason)
+                decision = Stop(reason=Reason.OBSERVED)
+            elif type(decision) is Defer and not engine.defers:
+                decision = Stop(reason=decision.reason)
+        return said, effect, decision
 
     def _judge(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
         policy = self.policy
@@ -648,15 +646,23 @@ class Call:
 
     # -- the report --------------------------------------------------------------------------------------------------
 
-    def _note(self, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float) -> None:
-        self._records.append((self.attempts, outcome, effect, decision, elapsed))
+    def _note(self, outcome: Outcome, own: Effect, effect: Effect, decision: Decision, elapsed: float) -> None:
+        """Remember an attempt: its own effect, and the call's."""
+        self._records.append((self.attempts, outcome, own, decision, elapsed))
+        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
+            self._effect = effect
+        self.tainted = effect is not Effect.NOT_APPLIED
+        if type(decision) is Retry:
+            self.previous = decision.delay
+            kind = kind_of(outcome)
+            self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
         if self.engine.listeners:
             told = _attempt_report(*self._records[-1])
             self.tell(
                 AttemptEnded,
                 number=told.number,
                 elapsed=elapsed,
-                effect=effect,
+                effect=own,
                 status=told.status,
                 error=told.error,
                 stage=told.stage,

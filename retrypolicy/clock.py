@@ -35,11 +35,10 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
+    monotonic = staticmethod(time.monotonic)
+
     def now(self) -> float:
         return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
         if wake is not None:

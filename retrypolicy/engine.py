@@ -330,11 +330,12 @@ class Engine:
     def drive(self, call: Call, attempt: Callable[[Call], Outcome]) -> Decision:
         """Run a call to its end: `attempt` is asked for an outcome as often as needed. Raises the guard's refusals."""
         steps = call.steps()
+        send = steps.send
         self.enter(call)
         try:
             command = next(steps)
             while True:
-                command = steps.send(attempt(call)) if command is ATTEMPT else self.obey(steps, command)
+                command = send(attempt(call)) if command is ATTEMPT else self.obey(steps, command)
         except StopIteration as end:
             decision: Decision = end.value
             return decision

@@ -18,6 +18,7 @@ from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.requests.pools import Pools
 from retrypolicy.requests.run import Run
+from retrypolicy.requests.unbuilt import Unbuilt
 from retrypolicy.shared import SharedState
 from retrypolicy.urllib3.convert import from_urllib3
 from retrypolicy.urllib3.sending import ONE_ATTEMPT, current_sending
@@ -90,7 +91,7 @@ class RetryAdapter(HTTPAdapter):
             "listeners": tuple(listeners),
             "shared": shared,
         }
-        self._transport = transport
+        self.transport = transport
         self.max_idle = max_idle
         self._engine = Engine(**self._settings)
         self._pools = Pools(self)
@@ -128,11 +129,6 @@ class RetryAdapter(HTTPAdapter):
         """The policy of this adapter; an enclosing `operation` may bring another."""
         return self._engine.policy
 
-    @property
-    def hooked(self) -> bool:
-        """Does the guard get called between "connected" and the first byte? Not inside a foreign transport."""
-        return self._transport is None
-
     def send(
         self,
         request: requests.PreparedRequest,
@@ -154,9 +150,9 @@ class RetryAdapter(HTTPAdapter):
 
     def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """One attempt, through whatever sends."""
-        if self._transport is None:
+        if self.transport is None:
             return super().send(request, **options)
-        return self._transport.send(request, **options)
+        return self.transport.send(request, **options)
 
     def get_connection_with_tls_context(
         self,
@@ -176,18 +172,20 @@ class RetryAdapter(HTTPAdapter):
         return pool
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
-        run = current_sending()
-        if not isinstance(run, Run) or run.request is not request:
-            return super().request_url(request, proxies)
-        if run.target is None:
-            run.target = super().request_url(request, proxies)
-        return run.target
+        return self._pools.target(request, proxies, super().request_url)
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        build, run = super().build_response, current_sending()
+        ours = isinstance(run, Run) and run.request is req and run.may_be_repeated(resp)
+        if ours and getattr(build, "__func__", None) is _BUILD:  # no other adapter's in between
+            return Unbuilt(self, req, resp)
+        return build(req, resp)
 
     def close(self) -> None:
         """Close pooled connections. The ledger stays open: other adapters may share it."""
         super().close()
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     # -- pickling: sessions pickle their adapters ---------------------------------------------------------------------
 
@@ -195,14 +193,17 @@ class RetryAdapter(HTTPAdapter):
         if self._settings["secret"] is not None:
             raise TypeError("an adapter made with secret= can't be pickled: set RETRYPOLICY_SECRET instead")
         state = {name: getattr(self, name, None) for name in self.__attrs__ if name != "max_retries"}
-        return {**state, "_transport": self._transport, "max_idle": self.max_idle}
+        return {**state, "_transport": self.transport, "max_idle": self.max_idle}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._settings = state["_settings"]
-        self._transport, self.max_idle = state["_transport"], state["max_idle"]
+        self.transport, self.max_idle = state["_transport"], state["max_idle"]
         self._engine = Engine(**self._settings)
         self._pools = Pools(self)
         super().__setstate__(state)
+
+
+_BUILD = HTTPAdapter.build_response
 
 
 def mount(session: requests.Session, policy: RetryPolicy | None = None, **options: Any) -> RetryAdapter:

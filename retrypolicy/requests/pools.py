@@ -1,4 +1,4 @@
-"""Which pool serves an origin, remembered: to work it out for every request costs more than all that we add to one."""
+"""What HTTPAdapter works out of a URL, remembered: doing that for every request costs more than all that we add."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from requests.adapters import HTTPAdapter
 
 
 class Pools:
-    """The pools of one adapter, by what chooses them.
+    """The pools of one adapter, by what chooses them, and the targets of its requests, by URL.
 
-    Only where nothing else has a say: no proxy, no client certificate, no method of a subclass. And only as many as the
-    pool manager keeps, since it drops the one that was not asked for longest.
+    Only where nothing else has a say: no proxy, no client certificate, no method of a subclass. And only as many pools
+    as the pool manager keeps, since it drops the one that was not asked for longest.
     """
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         self._adapter = adapter
+        self._targets: dict[str, str] = {}
         self._known: dict[tuple[str, Any], Any] = {}
         self._manager: Any = None
         self._options: dict[str, Any] = {}
@@ -40,6 +41,17 @@ class Pools:
                 self._known[key] = pool
         return pool
 
+    def target(self, request: Any, proxies: Any, find: Callable[..., str]) -> str:
+        """The request's URL as it goes on the wire; `find` is HTTPAdapter's own way to it."""
+        if proxies or getattr(find, "__func__", None) is not _TARGET:
+            return find(request, proxies)
+        target = self._targets.get(request.url)
+        if target is None:
+            if len(self._targets) >= 256:
+                self._targets.clear()
+            target = self._targets[request.url] = find(request, proxies)
+        return target
+
     def _begin(self, manager: Any, find: Callable[..., Any]) -> None:
         self._known = {}
         self._manager, self._options = manager, dict(manager.connection_pool_kw)
@@ -49,4 +61,5 @@ class Pools:
 
 
 _FIND = HTTPAdapter.get_connection_with_tls_context
+_TARGET = HTTPAdapter.request_url
 _CHOOSE = HTTPAdapter.build_connection_pool_key_attributes

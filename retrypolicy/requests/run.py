@@ -16,6 +16,7 @@ from retrypolicy.requests.content import HUGE, read
 from retrypolicy.requests.errors import as_requests_error
 from retrypolicy.requests.hops import Hop, hop_of
 from retrypolicy.requests.replay import replayed_response
+from retrypolicy.requests.unbuilt import Unbuilt, build
 from retrypolicy.urllib3.sending import KEY_HEADER, Sending, clipped
 
 if TYPE_CHECKING:
@@ -26,18 +27,11 @@ if TYPE_CHECKING:
 class Run(Sending):
     """One `send` of an adapter."""
 
-    target: str | None = None  # the request's URL as urllib3 gets it
-
     def __init__(
         self, adapter: RetryAdapter, request: requests.PreparedRequest, stream: bool, options: dict[str, Any]
     ) -> None:
         super().__init__(
-            adapter.engine,
-            request.method or "GET",
-            request.url or "",
-            request.body,
-            stream=stream,
-            max_idle=adapter.max_idle,
+            adapter.engine, request.method or "GET", request.url or "", request.body, stream, adapter.max_idle
         )
         self.request = self._original = request
         self._adapter = adapter
@@ -61,7 +55,7 @@ class Run(Sending):
         return self._finish(decision)
 
     def _begin(self) -> Call:
-        request, hooked = self._original, self._adapter.hooked
+        request, hooked = self._original, self._adapter.transport is None  # nobody looks into a foreign one
         hop = hop_of(request)
         if hop is None:
             call = self.engine.begin(
@@ -88,7 +82,10 @@ class Run(Sending):
         if self.error is not None:
             attach(self.error, call.report())
             raise self.error
-        self.leave_traces(response.raw)
+        if type(response) is Unbuilt:
+            build(response)
+        if self._past:
+            self.leave_traces(response.raw)
         if response.status_code >= 300 or decision.reason is not Reason.SUCCESS:
             response = self._finish_unusual(decision, response)
         attach_call(response, call)
@@ -135,8 +132,16 @@ class Run(Sending):
             options = {**options, "timeout": clipped(options["timeout"], left)}
         return self._adapter.transmit(self.request, stream=self.stream, **options)
 
+    def may_be_repeated(self, raw: Any) -> bool:
+        """Could another attempt follow this answer?"""
+        policy = self.call.policy
+        return raw.status in policy.status_forcelist and self.call.attempts < policy.max_attempts
+
     def status(self, response: requests.Response) -> int:
         return response.status_code
+
+    def headers(self, response: requests.Response) -> Any:
+        return response.raw.headers if type(response) is Unbuilt else response.headers
 
     def raw(self, response: requests.Response) -> Any:
         return response.raw

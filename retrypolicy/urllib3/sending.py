@@ -53,6 +53,8 @@ class Sending:
 
         def status(self, response: Any) -> int: ...
 
+        def headers(self, response: Any) -> Mapping[str, str]: ...
+
         def raw(self, response: Any) -> Any:
             """urllib3's response."""
 
@@ -62,9 +64,7 @@ class Sending:
         def place(self, provider: Provider, outgoing: str) -> None:
             """Put the outgoing key into what is sent; what the caller gave stays as it is."""
 
-    def __init__(
-        self, engine: Engine, method: str, url: str, given: Any, *, stream: bool, max_idle: float | None
-    ) -> None:
+    def __init__(self, engine: Engine, method: str, url: str, given: Any, stream: bool, max_idle: float | None) -> None:
         self.engine = engine
         self.method = method
         self.url = url
@@ -142,17 +142,11 @@ class Sending:
             except Exception as error:
                 self.error = error
         status = self.status(response)
-        if 200 <= status < 300:
-            if self.error is None and not self.call.cares:
-                return _SUCCESS[watch.reused] if status == 200 else Answered(status=status, reused=watch.reused)
-            headers: Mapping[str, str] = response.headers
-            hint = None
-        else:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            provider = self.call.provider
-            hint = None
-            if status >= 400 and provider is not None and provider.hints:
-                hint = pushback(headers, self.engine.clock.now(), provider.hints)
+        if self.error is None and 200 <= status < 300 and not self.call.cares:
+            return _SUCCESS[watch.reused] if status == 200 else Answered(status=status, reused=watch.reused)
+        headers, hint, provider = self.headers(response), None, self.call.provider
+        if status >= 400 and provider is not None and provider.hints:
+            hint = pushback(headers, self.engine.clock.now(), provider.hints)
         return Answered(
             status=status, headers=headers, body=content, body_error=self.error, pushback=hint, reused=watch.reused
         )
@@ -184,7 +178,9 @@ class Sending:
     def leave_traces(self, raw: Any) -> None:
         """On the final answer, where people look: urllib3's history, and the cookies of the answers before it."""
         if self._past and hasattr(raw, "retries"):
-            raw.retries = ONE_ATTEMPT.new(history=self._past)
+            retries = Retry.__new__(Retry)  # what Retry.new() does costs more than all the rest
+            retries.__dict__.update(ONE_ATTEMPT.__dict__, history=self._past)
+            raw.retries = retries
         if self._set_cookies:
             message = getattr(getattr(raw, "_original_response", None), "msg", None)
             if message is not None:  # cookie jars read it there
