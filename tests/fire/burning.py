@@ -100,6 +100,7 @@ class Truth:
 class _Sender:
     process: Any
     jobs: Counter[int]  # delivered to it, and not acknowledged
+    works: bool = False  # it acknowledged something
 
 
 def burn(
@@ -162,13 +163,15 @@ def burn(
                         later += [(now + AGAIN, left) for left in sender.jobs.elements()]
                         continue
                     sender.jobs[number] -= 1
+                    sender.works = True
                     if said == "again":
                         later.append((now + AGAIN, number))
                     else:
                         acknowledged.setdefault(number, set()).add(said)
-            if now > next_kill and senders:
+            working = [sender for sender in senders if sender.works]  # on a busy machine it takes long to begin
+            if now > next_kill and working:
                 with contextlib.suppress(ProcessLookupError):  # it ended at this moment
-                    os.kill(chance.choice(senders).process.pid, signal.SIGKILL)
+                    os.kill(chance.choice(working).process.pid, signal.SIGKILL)
                     kills += 1
                 next_kill = now + chance.expovariate(1 / kill_every)
             if chaos is not None and now > next_chaos:
