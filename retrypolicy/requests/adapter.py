@@ -111,7 +111,7 @@ class RetryAdapter(HTTPAdapter):
         return ONE_ATTEMPT
 
     @max_retries.setter
-    def max_retries(self, value: int | Urllib3Retry) -> None:
+    def max_retries(self, value: int | Urllib3Retry) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if isinstance(value, Urllib3Retry) and (value is ONE_ATTEMPT or (not value.total and value.read is False)):
             return  # what HTTPAdapter's constructor sets by itself
         self._settings["policy"] = from_urllib3(value)
