@@ -13,8 +13,11 @@ from anymail.signals import pre_send
 
 from retrypolicy import CircuitBreaker, RetryPolicy, operation, report
 from retrypolicy.anymail.failover import EmailBackend
-from retrypolicy.errors import ConfigurationError, KeyReused, SendDeferred, SendHeld
+from retrypolicy.django import settings
+from retrypolicy.errors import ConfigurationError, KeyReused, SendDeferred, SendHeld, SendInProgress
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.guard.key import key_digest
+from retrypolicy.guard.ledger import Take
 from retrypolicy.testing import Answer, Close, FaultServer, Refuse, Reset
 from tests.anymail.conftest import AT_ONCE
 from tests.anymail.sending import CREDENTIALS, SECRET, mail, ok
@@ -84,6 +87,26 @@ def test_what_the_first_may_have_taken_goes_nowhere(case: str, second: FaultServ
             backend(first, second).send_messages([mail(idempotency_key="receipt/42")])
         assert (first.complete, second.complete) == (1, 0)
     assert ledger.counts() == {Phase.HELD: 1}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_it_takes_no_ledger_for_that(case: str, second: FaultServer, project: dict[str, Any]) -> None:
+    project["LEDGER"] = None
+    with FaultServer(UNKNOWN[case]) as first, pytest.raises(AnymailAPIError):
+        backend(first, second).send_messages([mail()])
+    assert second.complete == 0
+
+
+def test_a_message_that_is_being_sent_is_no_others(second: FaultServer, ledger: MemoryLedger) -> None:
+    digest = key_digest(settings.the_secret(), "receipt/42")
+    take = Take(key=digest, owner=b"o", token=b"t", fingerprint=b"f", lease=60.0, provider=FIRST)
+    with FaultServer([ok(FIRST)]) as first:
+        ledger.arm(take)
+        with pytest.raises((SendInProgress, KeyReused)) as caught:
+            backend(first, second).send_messages([mail(idempotency_key="receipt/42")])
+        assert (first.complete, second.complete) == (0, 0)
+        payload = caught.value.payload
+        assert "postmark" in type(payload).__module__  # the first one's word, nobody asked the second
 
 
 def breaking() -> RetryPolicy:
