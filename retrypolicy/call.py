@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ class Call:
     began = 0.0  # when the running attempt began, on the monotonic clock
     sent: bytes | None = None  # the body that goes out, where the transport has it at hand
     spending: BudgetState | None = None  # what was spent of the policy's budget on this host
+    let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
     last_kind: Any = None  # of the last retry that the budget permitted
     _over = False  # the listeners were told of its end
     _reason = Reason.SUCCESS
@@ -224,6 +225,8 @@ class Call:
             self._note(outcome, said.effect, effect, decision, elapsed)
             if type(decision) is not Retry:
                 return self._ended(decision)
+            if self.let_go is not None:
+                self.let_go()
             if engine.listeners or heard(Waiting):
                 self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
             if decision.delay > 0 or engine.stopping:

@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from requests.adapters import DEFAULT_POOLBLOCK, DEFAULT_POOLSIZE, BaseAdapter, HTTPAdapter
 from urllib3.util import Retry as Urllib3Retry
+from urllib3.util import Timeout
 
 from retrypolicy.clock import Clock
 from retrypolicy.engine import Engine
@@ -144,7 +145,7 @@ class RetryAdapter(HTTPAdapter):
         (`SendHeld`, `SendInProgress`, ...) as errors of requests, before a byte is sent.
         """
         options = {"timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        if self._engine.mode == "off":
+        if self._engine.mode == "off" or (timeout is not None and not _usable(timeout)):
             return self.transmit(request, stream=stream, **options)
         return Run(self, request, stream, options).to_the_end()
 
@@ -171,6 +172,15 @@ class RetryAdapter(HTTPAdapter):
         run.on_pool(pool)
         return pool
 
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        try:
+            super().cert_verify(conn, url, verify, cert)
+        except OSError:  # no such file
+            run = current_sending()
+            if run is not None:
+                run.off_pool()
+            raise
+
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         return self._pools.target(request, proxies, super().request_url)
 
@@ -184,6 +194,7 @@ class RetryAdapter(HTTPAdapter):
     def close(self) -> None:
         """Close pooled connections. The ledger stays open: other adapters may share it."""
         super().close()
+        self._pools = Pools(self)
         if self.transport is not None:
             self.transport.close()
 
@@ -201,6 +212,18 @@ class RetryAdapter(HTTPAdapter):
         self._engine = Engine(**self._settings)
         self._pools = Pools(self)
         super().__setstate__(state)
+
+
+def _usable(timeout: Any) -> bool:
+    """Is it what HTTPAdapter can use? If not, it says so, before anything is sent or armed."""
+    if isinstance(timeout, Timeout):
+        return True
+    try:
+        connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        Timeout(connect=connect, read=read)
+    except ValueError:
+        return False
+    return True
 
 
 _BUILD = HTTPAdapter.build_response

@@ -23,7 +23,7 @@ def read(response: requests.Response) -> bytes:
     if type(raw) is not HTTPResponse or response._content is not False:
         return response.content
     if raw.chunked or "content-encoding" in raw.headers:
-        if response.content and cut_short(raw):
+        if cut_short(raw, response.content):
             raise ContentDecodingError("the body stopped before the end of its compressed stream")
         return response.content
     # In one piece: requests would go through two generators for it. The errors are mapped as in Response.iter_content.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ class Pools:
     def __init__(self, adapter: HTTPAdapter) -> None:
         self._adapter = adapter
         self._targets: dict[str, str] = {}
-        self._known: dict[tuple[str, Any], Any] = {}
+        # Weak: a pool that its manager has dropped is closed when nobody uses it any more.
+        self._known: dict[tuple[str, Any], weakref.ref[Any]] = {}
         self._manager: Any = None
         self._options: dict[str, Any] = {}
         self._usable = False
@@ -32,13 +34,14 @@ class Pools:
             return find(request, verify, proxies=proxies, cert=cert)
         url = request.url
         key = url[: url.find("/", 8)], verify  # scheme and authority: the first slash behind "https://"
-        pool = self._known.get(key)
-        if pool is None or pool.pool is None:  # never seen, or closed since
+        known = self._known.get(key)
+        pool = None if known is None else known()
+        if pool is None or pool.pool is None:  # never seen, dropped or closed
             pool = find(request, verify, proxies=proxies, cert=cert)
-            if key not in self._known and len(self._known) >= self._adapter._pool_connections:
+            if known is None and len(self._known) >= self._adapter._pool_connections:
                 self._usable = False
             else:
-                self._known[key] = pool
+                self._known[key] = weakref.ref(pool)
         return pool
 
     def target(self, request: Any, proxies: Any, find: Callable[..., str]) -> str:

@@ -52,6 +52,8 @@ class Run(Sending):
         except CallRefused as error:
             call.refused(error)
             raise as_requests_error(error, request) from error.__cause__
+        finally:
+            call.let_go = None  # it would keep the connection pool alive, in a circle
         return self._finish(decision)
 
     def _begin(self) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util import Retry, Timeout
@@ -12,7 +13,7 @@ from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.errors import CallRefused
 from retrypolicy.http.pushback import pushback
 from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Stage
-from retrypolicy.urllib3.answers import discard
+from retrypolicy.urllib3.answers import discard, worth_reading
 from retrypolicy.urllib3.body import Body
 from retrypolicy.urllib3.failures import failure_of
 from retrypolicy.urllib3.wire import Watch, current_watch, track
@@ -43,6 +44,7 @@ class Sending:
     _armed = False  # the guard was called for the running attempt
     _pooled = False  # the running attempt has a pool
     _placed = 0  # which generation of the outgoing key stands in the request
+    _unread = False  # the body of the last answer is still on the connection, in whole or in part
     _past: tuple[RequestHistory, ...] = ()
     _set_cookies: tuple[str, ...] = ()  # by answers that were followed by another attempt
 
@@ -83,8 +85,6 @@ class Sending:
 
     def attempt(self, call: Call) -> Outcome:
         """Make one attempt and say what came of it. Raises only the guard's refusals."""
-        if self.watch is not None:
-            self._put_away()
         while True:
             if call.honoured and self._placed != call.generation:
                 assert call.key is not None
@@ -100,6 +100,7 @@ class Sending:
     def _try_once(self, call: Call) -> Outcome:
         hooked = call.guarded and call.hooked
         self.response = self.error = None
+        call.let_go = self.let_go
         self._armed = self._pooled = False
         self.body.rewind()
         deadline = left = None
@@ -134,13 +135,18 @@ class Sending:
         if not track(pool) and self.call.guarded and self.call.hooked and not self._armed:
             self._arm()
 
+    def off_pool(self) -> None:
+        """The transport could not prepare what it was about to send: nothing has left."""
+        self._pooled = False
+
     def _answered(self, response: Any, watch: Watch) -> Outcome:
         content: bytes | None = None
-        if not self.stream:
+        if not self.stream:  # with stream=True the body is the caller's to read
             try:
                 content = self.read(response)
             except Exception as error:
                 self.error = error
+        self._unread = content is None
         status = self.status(response)
         if self.error is None and 200 <= status < 300 and not self.call.cares:
             return _SUCCESS[watch.reused] if status == 200 else Answered(status=status, reused=watch.reused)
@@ -163,8 +169,8 @@ class Sending:
 
     # -- between attempts, and afterwards ------------------------------------------------------------------------
 
-    def _put_away(self) -> None:
-        """Another attempt follows: keep what the last one leaves behind, and let go of its answer."""
+    def let_go(self) -> None:
+        """Another attempt follows: keep what the last one leaves behind, and let go of its connection."""
         response, error = self.response, self.error
         if response is None:
             past = RequestHistory(self.method, self.url, error if isinstance(error, Exception) else None, None, None)
@@ -172,7 +178,12 @@ class Sending:
             raw = self.raw(response)
             past = RequestHistory(self.method, self.url, None, self.status(response), None)
             self._set_cookies += _cookies(raw)
-            discard(raw)
+            if self._unread:
+                # Bounded by the deadline of the attempt that got the answer.
+                if worth_reading(raw):
+                    with suppress(Exception):
+                        self.read(response)
+                discard(raw)
         self._past += (past,)
 
     def leave_traces(self, raw: Any) -> None:

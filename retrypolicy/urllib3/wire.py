@@ -109,7 +109,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         # First over, then judged: a helper thread that runs in a copy of this context can no longer send.
         self._over = True
-        self._conn = None
+        self._conn = self.owner = self.on_ready = None  # no cycles: what they hold is freed at once
         _current.reset(self._token)
 
 
