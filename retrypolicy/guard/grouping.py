@@ -55,7 +55,11 @@ class Group(Generic[W]):
                 self._serve_all(job, deadline)
         finally:
             job.withdrawn = True
-            self._leave(job)
+            try:
+                self._leave(job)
+            except BaseException:  # a signal handler raised in the middle of it
+                self._leave(job)
+                raise
         if job.error is not None:
             raise job.error
         return job.answer

@@ -178,7 +178,7 @@ class LedgerFile:
         self._timeout = timeout
         self._lock = SideLock(path + ".lock")
         self._connection: sqlite3.Connection | None = None
-        self._synced = False
+        self._synced: bool | None = None  # None: not known
         self._identity: tuple[int, int] | None = None  # of the file that was opened first
 
     def open(self, patience: float) -> None:
@@ -209,8 +209,11 @@ class LedgerFile:
         try:
             self._lock.acquire(patience)
             connection = self._current()
+            if connection.in_transaction:  # a signal handler raised in the middle of the last one's end
+                connection.execute("ROLLBACK")
             if synced is not self._synced:
                 # Not a setting of the transaction: of the connection, so it has to stand before BEGIN.
+                self._synced = None
                 connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 self._synced = synced
             if quick is not None and (quickly := quick(connection)) is not None:
@@ -224,7 +227,11 @@ class LedgerFile:
                 raise
             return answer
         finally:
-            self._lock.release()
+            try:
+                self._lock.release()
+            except BaseException:  # a signal handler raised in the middle of it
+                self._lock.release()
+                raise
 
     def connection(self, patience: float) -> sqlite3.Connection:
         """The connection, for reading."""
@@ -292,7 +299,7 @@ class LedgerFile:
             connection.close()
             raise
         self._identity = identity
-        self._synced = False
+        self._synced = None
         self._connection = connection
         if made or empty:
             logger.warning("ledger %s is new and empty: it knows of no send made before now", self._path)
