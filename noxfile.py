@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -155,3 +156,20 @@ def api(session: nox.Session) -> None:
     """Write the snapshot of the public names anew, after a change that was meant."""
     session.install("-e", ".", *group("test"))
     session.run("pytest", "-q", "tests/test_api_snapshot.py", env={"UPDATE_API_SNAPSHOT": "1"})
+
+
+@nox.session(python=NEWEST)
+def requests_suite(session: nox.Session) -> None:
+    """The tests of requests itself, with our adapter in the place of its own (`-- -k name` chooses)."""
+    session.install("-e", ".[testing]", "requests[socks]", "pytest", "pytest-httpbin", "httpbin", "pytest-mock")
+    place = pathlib.Path(session.create_tmp()).resolve()
+    shutil.rmtree(place)
+    session.run("pip", "download", "-q", "--no-deps", "--no-binary", "requests", "-d", str(place), "requests")
+    [archive] = place.glob("requests-*.tar.gz")
+    shutil.unpack_archive(archive, place, filter="data")
+    here = str(pathlib.Path("tests/requests/suite").resolve())
+    session.chdir(place / archive.name.removesuffix(".tar.gz"))
+    run = ("pytest", "-q", "-p", "swapped", "-p", "no:cacheprovider", "tests", *session.posargs)
+    session.run(*run, env={"PYTHONPATH": here})
+    # Where nothing is sent, many must fail: the swap takes effect.
+    session.run(*run, "--maxfail=50", env={"PYTHONPATH": here, "SWAPPED": "broken"}, success_codes=[1], silent=True)

@@ -1,4 +1,4 @@
-"""The body of a response, read as `Response.content` reads it, but faster, and with an eye on how it ends."""
+"""What a response consists of: its body, read as `Response.content` reads it, but faster; and whether it is whole."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.exceptions import SSLError as Urllib3SSLError
 
 from retrypolicy.urllib3.answers import cut_short
+from retrypolicy.urllib3.reading import HeadTruncated
 
 HUGE = 1 << 20
 """Bytes. The body of a refusal that is longer is read only if no other attempt follows."""
+
+
+def is_cut_short(error: requests.ConnectionError) -> bool:
+    """Did the connection end within a head? requests says ChunkedEncodingError there, if the body is missed at all."""
+    reason = error.args[0] if error.args else None
+    return isinstance(reason, ProtocolError) and isinstance(reason.args[-1], HeadTruncated)
 
 
 def read(response: requests.Response) -> bytes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import requests
-from requests.exceptions import InvalidURL, RetryError
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError, InvalidURL, RetryError
 
 from retrypolicy.call import Call, Replay
 from retrypolicy.decision import Decision, raises
 from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.outcome import Answered, Reason
 from retrypolicy.reports import attach, attach_call
-from retrypolicy.requests.content import HUGE, read
+from retrypolicy.requests.content import HUGE, is_cut_short, read
 from retrypolicy.requests.errors import as_requests_error
 from retrypolicy.requests.hops import Hop, hop_of
 from retrypolicy.requests.replay import replayed_response
@@ -132,7 +132,12 @@ class Run(Sending):
         options = self._options
         if left is not None:
             options = {**options, "timeout": clipped(options["timeout"], left)}
-        return self._adapter.transmit(self.request, stream=self.stream, **options)
+        try:
+            return self._adapter.transmit(self.request, stream=self.stream, **options)
+        except requests.ConnectionError as error:
+            if is_cut_short(error):
+                raise ChunkedEncodingError(*error.args, request=self.request) from error
+            raise
 
     def may_be_repeated(self, raw: Any) -> bool:
         """Could another attempt follow this answer?"""
@@ -151,7 +156,12 @@ class Run(Sending):
     def read(self, response: requests.Response) -> bytes | None:
         if response.status_code >= 400 and (getattr(response.raw, "length_remaining", None) or 0) > HUGE:
             return None
-        return read(response)
+        try:
+            return read(response)
+        except (ChunkedEncodingError, ContentDecodingError, RuntimeError):
+            if response.is_redirect:
+                return None  # requests does not mind there: where to go on is in the head
+            raise
 
     def place(self, provider: Provider, outgoing: str) -> None:
         placed = self._original.copy()

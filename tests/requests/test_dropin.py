@@ -125,7 +125,7 @@ def test_a_huge_refusal_that_breaks_is_the_error_that_requests_raises(client: re
     with FaultServer([Answer(404, b"x" * 3_000_000, cut=("body", 2_000_000))]) as server:
         with pytest.raises(requests.exceptions.ChunkedEncodingError) as caught:
             client.get(server.url())
-    assert report(caught.value) is not None
+        assert report(caught.value) is not None
 
 
 TEXT = b"0123456789" * 1000
@@ -274,9 +274,8 @@ def test_socks() -> None:
     pytest.importorskip("socks")
     with FaultServer([BUSY, Close("request")]) as server, requests.Session() as session:
         mount(session, AT_ONCE)
-        with socks_proxy(refuse=2) as proxy:
-            with pytest.raises(requests.ConnectionError) as caught:
-                session.post(server.url(), data=b"x", proxies={"http": proxy})
+        with socks_proxy(refuse=2) as proxy, pytest.raises(requests.ConnectionError) as caught:
+            session.post(server.url(), data=b"x", proxies={"http": proxy})
         assert server.complete == 2
     found = report(caught.value)
     assert found is not None
