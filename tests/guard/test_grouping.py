@@ -144,10 +144,11 @@ def test_a_soft_time_limit_at_any_moment_leaves_the_group_usable() -> None:
     interrupted = 0
     try:
         for number in range(400):
-            signal.setitimer(signal.ITIMER_REAL, 0.00002 + number * 0.0000005)
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 + number * 0.0000005)
                 for _ in range(2_000):  # far more than it takes; Python swallows what is raised in a finaliser
                     group.run(lambda: None)
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except SoftLimit:
                 interrupted += 1
     finally:
