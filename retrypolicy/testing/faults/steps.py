@@ -48,7 +48,7 @@ Certificate = Literal["trusted", "untrusted", "expired", "wrong_host"]
 BEFORE_REQUEST: frozenset[After] = frozenset({"accept", "hello", "handshake"})
 
 
-class _Value:
+class Value:
     """Prints only what differs from the defaults, so that a failing script is short enough to read."""
 
     __slots__ = ()
@@ -141,7 +141,7 @@ def _applied() -> Any:
 
 
 @attrs.frozen(repr=False)
-class Interim(_Value):
+class Interim(Value):
     """An informational answer (1xx, RFC 9110 section 15.2) before the final one.
 
     `times` says how often it is sent, None for ever; `every` is the pause after each one, in seconds.
@@ -157,7 +157,7 @@ class Interim(_Value):
 
 
 @attrs.frozen(repr=False)
-class Answer(_Value):
+class Answer(Value):
     """Answer the request.
 
     `framing` says how the client learns the body's length: Content-Length, chunks (of `chunk` bytes each, or one), or
@@ -211,7 +211,7 @@ class Answer(_Value):
 
 
 @attrs.frozen(repr=False)
-class Raw(_Value):
+class Raw(Value):
     """Send these bytes as they are, where an answer is expected. `then` is a bare FIN unless told."""
 
     data: bytes = attrs.field(converter=_to_bytes, validator=_bytes)
@@ -222,7 +222,7 @@ class Raw(_Value):
 
 
 @attrs.frozen(repr=False)
-class Close(_Value):
+class Close(Value):
     """Close the connection without an answer. `how` is one of the ends that close."""
 
     after: After = attrs.field(default="request", validator=_after)
@@ -236,7 +236,7 @@ class Close(_Value):
 
 
 @attrs.frozen(repr=False)
-class Reset(_Value):
+class Reset(Value):
     """Reset the connection (RST) without an answer."""
 
     after: After = attrs.field(default="request", validator=_after)
@@ -249,7 +249,7 @@ class Reset(_Value):
 
 
 @attrs.frozen(repr=False)
-class Stall(_Value):
+class Stall(Value):
     """Fall silent: neither read nor write again, and leave the connection open until the server ends."""
 
     after: After = attrs.field(default="request", validator=_after)
@@ -262,7 +262,7 @@ class Stall(_Value):
 
 
 @attrs.frozen(repr=False)
-class Refuse(_Value):
+class Refuse(Value):
     """Nobody listens: connections are refused.
 
     A server can't see whom its kernel refused, so this lasts `seconds`, or until `FaultServer.skip()`.
@@ -272,7 +272,7 @@ class Refuse(_Value):
 
 
 @attrs.frozen(repr=False)
-class Blackhole(_Value):
+class Blackhole(Value):
     """Connections are neither accepted nor refused: the accept queue is full and the kernel drops the SYN (Linux).
 
     Lasts `seconds`, or until `FaultServer.skip()`.
@@ -282,7 +282,7 @@ class Blackhole(_Value):
 
 
 @attrs.frozen(repr=False)
-class Handshake(_Value):
+class Handshake(Value):
     """How the next TLS handshake is done. Where it succeeds, the request behind it takes the next step.
 
     `certificate`: what the server shows. `client_certificate`: the client must show one of `FaultServer.ca`'s.
@@ -298,7 +298,7 @@ Act = Answer | Raw | Close | Reset | Stall
 
 
 @attrs.frozen(repr=False)
-class Tunnel(_Value):
+class Tunnel(Value):
     """How the next CONNECT (RFC 9110 section 9.3.6) is answered. A 2xx `Answer` opens the tunnel.
 
     A CONNECT that meets another step opens the tunnel and leaves the step to the request inside.

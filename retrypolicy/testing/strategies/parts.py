@@ -1,0 +1,169 @@
+"""Strategies for the parts of a policy: backoffs, budgets, breakers, guards, limits and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from retrypolicy.backoff import Backoff, Constant, Decorrelated, Exponential, Linear, Urllib3Backoff
+from retrypolicy.budget import CircuitBreaker, RetryBudget
+from retrypolicy.outcome import Effect, Stage
+from retrypolicy.policy import Guard, Limits
+from retrypolicy.rules import Rule
+from retrypolicy.testing.strategies.making import (
+    check_flag,
+    check_number,
+    check_some,
+    making,
+    pinned,
+    seconds,
+)
+
+HOUR = 3600.0
+
+names = st.sampled_from(["mail", "payments"]) | st.text(min_size=1, max_size=12)
+statuses = st.sampled_from([500, 503, 429, 502, 504, 408, 421, 425, 404, 409]) | st.integers(100, 599)
+jitters = st.sampled_from(["none", "full", "equal", "proportional"])
+_flags = st.booleans()
+_counts = st.integers(0, 20)
+
+_BACKOFFS: dict[type, tuple[str, ...]] = {
+    Constant: ("seconds", "jitter"),
+    Exponential: ("base", "factor", "cap", "jitter"),
+    Linear: ("base", "step", "cap", "jitter"),
+    Decorrelated: ("base", "cap"),
+    Urllib3Backoff: ("factor", "cap", "jitter"),
+}
+
+
+def backoffs(*, max_seconds: float = HOUR, kinds: Collection[type] | None = None) -> SearchStrategy[Backoff]:
+    """Backoffs of which no wait is longer than `max_seconds`. `kinds`: of these classes only."""
+    check_number("max_seconds", max_seconds, 0)
+    return st.one_of([_backoff(kind, max_seconds) for kind in check_some("kinds", kinds, _BACKOFFS)])
+
+
+@st.composite
+def _backoff(draw: st.DrawFn, kind: type, most: float) -> Any:
+    given: dict[str, Any] = {}
+    names = _BACKOFFS[kind]
+    if kind is Urllib3Backoff:
+        return kind(factor=draw(seconds(0, most)), cap=draw(seconds(0, most)), jitter=draw(seconds(0, most)))
+    if "jitter" in names:
+        given["jitter"] = draw(jitters)
+        if given["jitter"] == "proportional":
+            most = most / 1.2 * (1 - 1e-9)  # the only jitter that goes above the cap
+    if kind is Constant:
+        return kind(seconds=draw(seconds(0, most)), **given)
+    given["base"] = draw(seconds(0, most))
+    given["cap"] = draw(seconds(given["base"], most))
+    if kind is Exponential:
+        given["factor"] = draw(st.integers(1, 10) | st.floats(0.1, 10))
+    elif kind is Linear:
+        given["step"] = draw(seconds(0, most))
+    return kind(**given)
+
+
+def budgets(*, max_tokens: float = 1000.0, shared: bool = False) -> SearchStrategy[RetryBudget]:
+    """Budgets of every kind, whose amounts are at most `max_tokens`. `shared`: of the kinds that a fleet can share."""
+    check_number("max_tokens", max_tokens, 1)
+    check_flag("shared", shared)
+    free = seconds(0, max_tokens)
+    paid = seconds(0.001, max_tokens)
+    fields: dict[str, SearchStrategy[Any]] = {
+        "deposit": free,
+        "deposit_on": st.sampled_from(["success", "call"]),
+        "cost": paid,
+        "timeout_cost": paid,
+        "throttled_cost": paid,
+        "refund": _flags,
+        "per_second": free,
+        "name": names,
+    }
+    window = seconds(0.1, HOUR)
+    kinds = [
+        making(RetryBudget, {}, {**fields, "capacity": paid}),
+        making(RetryBudget, {"charge": st.just("failure")}, {**fields, "capacity": paid}),
+    ]
+    if not shared:
+        kinds.append(making(RetryBudget, {"capacity": st.none(), "window": window}, fields))
+    return st.one_of(kinds)
+
+
+def breakers(**fields: Any) -> SearchStrategy[CircuitBreaker]:
+    """Circuit breakers. A field given by name is as the caller says: a strategy to draw it from, or its value."""
+    usual: dict[str, SearchStrategy[Any]] = {
+        "failure_ratio": st.floats(0.01, 1),
+        "window": seconds(0.1, HOUR),
+        "minimum": st.integers(1, 50),
+        "open_for": seconds(0.1, HOUR),
+        "half_open": st.integers(1, 10),
+        "name": names,
+    }
+    return making(CircuitBreaker, *pinned(CircuitBreaker, fields, usual))
+
+
+def guards(**fields: Any) -> SearchStrategy[Guard]:
+    """Guards. A field given by name is as the caller says: a strategy to draw it from, or its value."""
+    usual: dict[str, SearchStrategy[Any]] = {
+        "on_unknown": st.sampled_from(["hold", "reconcile", "resend"]),
+        "unkeyed": st.sampled_from(["pass", "refuse"]),
+        "on_ledger_down": st.sampled_from(["closed", "open"]),
+        "lease": seconds(0.1, HOUR),
+        "join": seconds(0, 60),
+    }
+    return making(Guard, *pinned(Guard, fields, usual))
+
+
+def limits(**fields: Any) -> SearchStrategy[Limits]:
+    """Counters per phase. A field given by name is as the caller says: a strategy to draw it from, or its value."""
+    usual: dict[str, SearchStrategy[Any]] = {
+        "connect": _counts,
+        "read": _counts,
+        "status": _counts,
+        "other": _counts,
+        "hint": seconds(0, HOUR),
+    }
+    return making(Limits, *pinned(Limits, fields, usual))
+
+
+_pointers = st.lists(st.text(alphabet="abc~01", min_size=1, max_size=4), min_size=1, max_size=3).map(
+    lambda parts: "".join(f"/{part.replace('~', '~0')}" for part in parts)
+)
+_scalars = st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8)
+_header_names = st.sampled_from(["x-error", "retry-after"]) | st.text("abcdefg-", min_size=1, max_size=6)
+_CONDITIONS: dict[str, SearchStrategy[Any]] = {
+    "status": st.frozensets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), min_size=1, max_size=4),
+    "header": st.dictionaries(_header_names, st.just("*") | st.text("abc 01", max_size=6), min_size=1, max_size=2),
+    "json": st.dictionaries(_pointers, _scalars | st.lists(_scalars, max_size=3), min_size=1, max_size=2),
+}
+_VERDICTS: dict[str, SearchStrategy[Any]] = {
+    "effect": st.sampled_from(Effect),
+    "retry": st.booleans(),
+    "pushback": seconds(0, HOUR) | _pointers,
+}
+_EITHER: dict[str, SearchStrategy[Any]] = {
+    "tainted": st.booleans(),
+    "from_key_layer": st.booleans(),
+    "source": st.text(max_size=8),
+}
+
+
+def rules() -> SearchStrategy[Rule]:
+    """Rules with at least one condition and at least one verdict."""
+    return _rules
+
+
+@st.composite
+def _rule(draw: st.DrawFn) -> Rule:
+    condition = draw(st.sampled_from(["stage", *_CONDITIONS]))
+    verdict = draw(st.sampled_from(list(_VERDICTS)))
+    always = {verdict: _VERDICTS[verdict], condition: _CONDITIONS.get(condition, _STAGES)}
+    sometimes = {**_VERDICTS, **_EITHER} if condition == "stage" else {**_CONDITIONS, **_VERDICTS, **_EITHER}
+    return draw(making(Rule, always, {name: each for name, each in sometimes.items() if name not in always}))
+
+
+_STAGES = st.sampled_from(Stage)
+_rules = _rule()

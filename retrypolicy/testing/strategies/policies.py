@@ -1,0 +1,58 @@
+"""The strategy for whole policies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from retrypolicy.policy import RetryPolicy
+from retrypolicy.testing.strategies.making import making, maybe, pinned, seconds
+from retrypolicy.testing.strategies.parts import (
+    HOUR,
+    backoffs,
+    breakers,
+    budgets,
+    guards,
+    limits,
+    names,
+    rules,
+    statuses,
+)
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "QUERY")
+
+
+def policies(**fields: Any) -> SearchStrategy[RetryPolicy]:
+    """Policies with every part that one can have; the simplest is `RetryPolicy()`.
+
+    A field given by name is as the caller says, a strategy to draw it from or its value:
+    `policies(max_attempts=3, backoff=backoffs(max_seconds=5), breaker=None)`. The others are at their default or
+    anything bounded: up to 20 attempts, waits and timeouts up to an hour, lifetimes up to a week.
+
+    Raises `InvalidArgument` for a name that is no field of `RetryPolicy`, or a value that it does not allow.
+    """
+    timeout = seconds(0.01, HOUR)
+    methods = st.frozensets(st.sampled_from(METHODS))
+    usual: dict[str, SearchStrategy[Any]] = {
+        "max_attempts": st.integers(1, 20),
+        "max_wait": seconds(0, HOUR),
+        "total_timeout": timeout,
+        "attempt_timeout": timeout,
+        "lifetime": seconds(0.01, 168 * HOUR),
+        "allowed_methods": methods,
+        "idempotent_methods": methods,
+        "status_forcelist": st.frozensets(statuses, max_size=6),
+        "refusal_statuses": st.frozensets(statuses, max_size=6),
+        "rules": st.lists(rules(), max_size=3).map(tuple),
+        "backoff": backoffs(),
+        "pushback": st.sampled_from(["defer", "cap", "stop", "ignore"]),
+        "limits": limits(),
+        "on_exhausted": st.sampled_from(["return", "raise"]),
+        "guard": guards(),
+        "budget": budgets(),
+        "breaker": breakers(),
+        "name": maybe(names),
+    }
+    return making(RetryPolicy, *pinned(RetryPolicy, fields, usual))
