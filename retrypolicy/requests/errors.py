@@ -5,6 +5,7 @@ from __future__ import annotations
 import requests
 
 from retrypolicy import errors
+from retrypolicy.urllib3.errors import kinds, recast
 
 
 class SendInProgress(errors.SendInProgress, requests.RequestException):
@@ -43,27 +44,19 @@ class ConfigurationError(errors.ConfigurationError, requests.RequestException):
     """`retrypolicy.errors.ConfigurationError`, for requests."""
 
 
-_OURS: dict[type[errors.RetryPolicyError], type[errors.RetryPolicyError]] = {
-    cls.__mro__[1]: cls
-    for cls in (
-        SendInProgress,
-        SendHeld,
-        SendDeferred,
-        AlreadyDone,
-        KeyReused,
-        LedgerUnavailable,
-        CircuitOpen,
-        DeadlineExceeded,
-        ConfigurationError,
-    )
-}
+_OURS = kinds(
+    SendInProgress,
+    SendHeld,
+    SendDeferred,
+    AlreadyDone,
+    KeyReused,
+    LedgerUnavailable,
+    CircuitOpen,
+    DeadlineExceeded,
+    ConfigurationError,
+)
 
 
 def as_requests_error(error: errors.RetryPolicyError, request: requests.PreparedRequest) -> errors.RetryPolicyError:
     """The same error, as requests' users expect it: with the request that it is about."""
-    kind = _OURS.get(type(error))
-    if kind is None:
-        return error
-    fields = {name: getattr(error, name) for name in error._fields if name in error.__dict__}
-    made = kind(*error.args, request=request, **fields)
-    return made.with_traceback(error.__traceback__)
+    return recast(error, _OURS, request=request)

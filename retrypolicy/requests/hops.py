@@ -7,22 +7,13 @@ through whatever code re-sends them.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 
 from retrypolicy.call import Call
+from retrypolicy.http.origins import origin
 
 _NAME = "retrypolicy"
-
-
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port (RFC 6454)."""
-    parts = urlsplit(url)
-    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme.lower())
-
-
-_PORTS = {"http": 80, "https": 443}
 
 
 class Hop:

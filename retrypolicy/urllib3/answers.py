@@ -1,11 +1,17 @@
-"""Answers as urllib3 hands them over: was the body cut short, and how to be rid of one that nobody will read."""
+"""Answers as urllib3 hands them over: was the body cut short; how to be rid of one, and how to make one."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
+
+from urllib3 import HTTPResponse
 
 LARGE = 64 * 1024
 """Bytes. A body that is longer, or of unknown length, is not worth reading only to keep its connection."""
+
+REPLAYED_HEADER = "X-Retrypolicy-Replayed"
+"""Marks a response that was made from what the ledger kept: the call was done earlier, and nothing was sent."""
 
 
 def cut_short(raw: Any, content: bytes) -> bool:
@@ -32,3 +38,15 @@ def discard(raw: Any) -> None:
         raw.close()
     if hasattr(raw, "release_conn"):
         raw.release_conn()
+
+
+def replayed(method: str, made: tuple[int, dict[str, str], bytes]) -> HTTPResponse:
+    """A whole response, marked by a header of its own. `made`: status, headers, body."""
+    status, headers, body = made
+    return HTTPResponse(
+        body=io.BytesIO(body),
+        headers={**headers, REPLAYED_HEADER: "true"},
+        status=status,
+        preload_content=False,
+        request_method=method,
+    )
