@@ -398,14 +398,19 @@ class Call:
             label=self.key.label if self.key is not None else "",
             provider=self._provider_name(),
         )
+        lost = True  # whether it was armed is not known, and nothing will be sent on it
         try:
             answer: Taken | Refused = yield Perform("arm", (take,), {})
+            lost = False
         except LedgerUnavailable:
             self.tell(LedgerDown, operation="arm")
             if self.policy.guard.on_ledger_down == "open" and self.honoured:
-                self.guarded, self.recorded = False, False
+                self.guarded = self.recorded = lost = False
                 return None
             raise
+        finally:
+            if lost:
+                self.engine.withdraw_later(take)
         return answer
 
     def _joined(self, refused: Refused) -> Generator[Command, Any, bool]:

@@ -23,7 +23,7 @@ from retrypolicy.decision import Decision, Retry, Stop
 from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailable, PolicyError, UnprotectedKey
 from retrypolicy.events import BudgetAlone, Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
-from retrypolicy.guard.ledger import Ledger
+from retrypolicy.guard.ledger import Ledger, Take
 from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
 from retrypolicy.guard.operation import current_operation
 from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
@@ -340,6 +340,7 @@ class Engine:
             decision: Decision = end.value
             return decision
         except BaseException as error:
+            steps.close()
             self.clean_up(call, error)
             raise
         finally:
@@ -387,6 +388,8 @@ class Engine:
                 command = self.obey(steps, command)
         except StopIteration:
             return
+        finally:
+            steps.close()  # torn out by an interrupt: the call says at once what it leaves behind
 
     def clean_up(self, call: Call, error: BaseException) -> None:
         """A call was torn out of its steps by `error`: let go of what it has."""
@@ -413,6 +416,7 @@ class Engine:
             decision: Decision = end.value
             return decision
         except BaseException as error:
+            steps.close()
             await self.clean_up_async(call, error)
             raise
         finally:
@@ -455,6 +459,12 @@ class Engine:
 
         if self.ledger is not None:
             recorder.recorder.later(self.ledger, digest, result, provider)
+
+    def withdraw_later(self, take: Take) -> None:
+        """An arm that was not answered, and on which nothing was sent: taken back, should it show up."""
+        from retrypolicy.guard import recorder
+
+        recorder.recorder.withdraw(self.ledger, take)
 
     # -- any callable --------------------------------------------------------------------------------------------------
 
