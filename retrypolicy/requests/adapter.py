@@ -147,7 +147,8 @@ class RetryAdapter(HTTPAdapter):
         options = {"timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         if self._engine.mode == "off" or (timeout is not None and not _usable(timeout)):
             return self.transmit(request, stream=stream, **options)
-        return Run(self, request, stream, options).to_the_end()
+        response: requests.Response = Run(self, request, stream, options).to_the_end()
+        return response
 
     def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """One attempt, through whatever sends."""

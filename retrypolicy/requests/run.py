@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.exceptions import ChunkedEncodingError, ContentDecodingError, InvalidURL, RetryError
 
-from retrypolicy.call import Call, Replay
+from retrypolicy.call import Call
 from retrypolicy.decision import Decision, raises
-from retrypolicy.errors import CallRefused, RetryPolicyError
+from retrypolicy.errors import RetryPolicyError
 from retrypolicy.outcome import Answered, Reason
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.requests.content import HUGE, is_cut_short, read
@@ -37,40 +37,19 @@ class Run(Sending):
         self._adapter = adapter
         self._options = options
 
-    # -- beginning and end -------------------------------------------------------------------------------------------
+    # -- beginning and end, as `Sending` asks for them ----------------------------------------------------------------
 
-    def to_the_end(self) -> requests.Response:
-        request = self._original
-        try:
-            call = self.call = self._begin()
-        except RetryPolicyError as error:
-            raise as_requests_error(error, request) from None
-        try:
-            decision = self.engine.drive(call, self.attempt)
-        except Replay as done:
-            return self._replay(done.record.result or {}, done)
-        except CallRefused as error:
-            call.refused(error)
-            raise as_requests_error(error, request) from error.__cause__
-        finally:
-            call.let_go = None  # it would keep the connection pool alive, in a circle
-        return self._finish(decision)
-
-    def _begin(self) -> Call:
+    def begin(self) -> Call:
         request, hooked = self._original, self._adapter.transport is None  # nobody looks into a foreign one
         hop = hop_of(request)
         if hop is None:
-            call = self.engine.begin(
+            return self.engine.begin(
                 self.method, self.url, own_key=self._own_key, content=self._contents, hooked=hooked
             )
-        else:
-            same = hop.same_origin(self.url)
-            if not same:
-                request.headers.pop(KEY_HEADER, None)  # another origin: no key goes along
-            call = self.engine.follow(hop.call, self.method, self.url, same_origin=same, hooked=hooked)
-        if call.guarded:
-            call.sent = self.body.as_bytes()
-        return call
+        same = hop.same_origin(self.url)
+        if not same:
+            request.headers.pop(KEY_HEADER, None)  # another origin: no key goes along
+        return self.engine.follow(hop.call, self.method, self.url, same_origin=same, hooked=hooked)
 
     def _own_key(self, provider: Provider | None) -> str | None:
         return self.own_key(self._original.headers, provider)
@@ -79,11 +58,8 @@ class Run(Sending):
         kind: str | bytes = self._original.headers.get("Content-Type", "")
         return self.body.content(self.method, self.url, kind, provider)
 
-    def _finish(self, decision: Decision) -> requests.Response:
+    def finish(self, decision: Decision) -> requests.Response:
         call, response = self.call, self.response
-        if self.error is not None:
-            attach(self.error, call.report())
-            raise self.error
         if type(response) is Unbuilt:
             build(response)
         if self._past:
@@ -101,7 +77,7 @@ class Run(Sending):
             Hop(call, self.url).bind(self._original)
         if decision.reason is Reason.SUCCESS and response.status_code >= 400 and call.provider is not None:
             # A refusal that says "you sent this before": the call took effect, so its answer is a success.
-            made = self._response_from(call.provider.summary(response.status_code, None, request=call.sent))
+            made = self.response_from(call.provider.summary(response.status_code, None, request=call.sent))
             return made if made is not None else response
         try:
             if not self.stream and response._content is False:
@@ -114,17 +90,11 @@ class Run(Sending):
             raise
         return response
 
-    def _replay(self, result: Any, done: Replay) -> requests.Response:
-        response = self._response_from(result)
-        if response is None:
-            raise as_requests_error(self.call.already_done(done.record), self._original) from None
-        attach_call(response, self.call)
-        return response
+    def as_own(self, error: RetryPolicyError) -> RetryPolicyError:
+        return as_requests_error(error, self._original)
 
-    def _response_from(self, result: Any) -> requests.Response | None:
-        provider = self.call.provider
-        made = None if provider is None else provider.replay(result, self.body.as_bytes())
-        return None if made is None else replayed_response(self._adapter, self._original, made)
+    def replayed(self, made: tuple[int, dict[str, str], bytes]) -> requests.Response:
+        return replayed_response(self._adapter, self._original, made)
 
     # -- one attempt, as `Sending` asks for it -----------------------------------------------------------------------
 

@@ -10,9 +10,11 @@ from urllib3.util import Retry, Timeout
 from urllib3.util.retry import RequestHistory
 
 from retrypolicy.call import Call, Renew, Replay
-from retrypolicy.errors import CallRefused
+from retrypolicy.decision import Decision
+from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.http.pushback import pushback
 from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Stage
+from retrypolicy.reports import attach, attach_call
 from retrypolicy.urllib3.answers import discard, worth_reading
 from retrypolicy.urllib3.body import Body
 from retrypolicy.urllib3.failures import failure_of
@@ -45,10 +47,23 @@ class Sending:
     _pooled = False  # the running attempt has a pool
     _placed = 0  # which generation of the outgoing key stands in the request
     _unread = False  # the body of the last answer is still on the connection, in whole or in part
+    retries: Retry = ONE_ATTEMPT  # what stands on the final answer, with the history of the call
     _past: tuple[RequestHistory, ...] = ()
     _set_cookies: tuple[str, ...] = ()  # by answers that were followed by another attempt
 
     if TYPE_CHECKING:
+
+        def begin(self) -> Call:
+            """The call that this request is, or goes on with."""
+
+        def finish(self, decision: Decision) -> Any:
+            """What the caller gets: the last response, or an error about it."""
+
+        def as_own(self, error: RetryPolicyError) -> RetryPolicyError:
+            """This error as one of the transport."""
+
+        def replayed(self, made: tuple[int, dict[str, str], bytes]) -> Any:
+            """A response made of status, headers and body."""
 
         def transmit(self, left: float | None) -> Any:
             """Make one attempt, of no more than `left` seconds. Returns the response, or raises."""
@@ -80,6 +95,40 @@ class Sending:
         if given is None and provider is not None:
             given = provider.given(headers, self.body.given)
         return given.decode("latin-1") if isinstance(given, bytes) else given
+
+    # -- the whole of it -----------------------------------------------------------------------------------------------
+
+    def to_the_end(self) -> Any:
+        """Make the call: returns its last response, or raises its last error, with a report on it."""
+        try:
+            call = self.call = self.begin()
+        except RetryPolicyError as error:
+            raise self.as_own(error) from None
+        if call.guarded:
+            call.sent = self.body.as_bytes()
+        try:
+            decision = self.engine.drive(call, self.attempt)
+        except Replay as done:
+            response = self.response_from(done.record.result or {})
+            if response is None:
+                raise self.as_own(call.already_done(done.record)) from None
+            attach_call(response, call)
+            return response
+        except CallRefused as error:
+            call.refused(error)
+            raise self.as_own(error) from error.__cause__
+        finally:
+            call.let_go = None  # it would keep the connection pool alive, in a circle
+        if self.error is not None:
+            attach(self.error, call.report())
+            raise self.error
+        return self.finish(decision)
+
+    def response_from(self, result: Any) -> Any:
+        """A response to a call that was done, from what is kept of it; None where the provider's profile has none."""
+        provider = self.call.provider
+        made = None if provider is None else provider.replay(result, self.body.as_bytes())
+        return None if made is None else self.replayed(made)
 
     # -- one attempt ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +239,7 @@ class Sending:
         """On the final answer, where people look: urllib3's history, and the cookies of the answers before it."""
         if self._past and hasattr(raw, "retries"):
             retries = Retry.__new__(Retry)  # what Retry.new() does costs more than all the rest
-            retries.__dict__.update(ONE_ATTEMPT.__dict__, history=self._past)
+            retries.__dict__.update(self.retries.__dict__, history=self.retries.history + self._past)
             raw.retries = retries
         if self._set_cookies:
             message = getattr(getattr(raw, "_original_response", None), "msg", None)
