@@ -24,7 +24,7 @@ from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyErro
 from retrypolicy.guard import sqlite_file as files
 from retrypolicy.guard import transitions
 from retrypolicy.guard.grouping import Group
-from retrypolicy.guard.ledger import ARM_TIMEOUT, RETENTION, Filter, Phase, Record, Refused, Take, Taken
+from retrypolicy.guard.ledger import ARM_TIMEOUT, COLLECTABLE, RETENTION, Filter, Phase, Record, Refused, Take, Taken
 
 T = TypeVar("T")
 
@@ -33,15 +33,16 @@ _TROUBLE = (sqlite3.Error, OSError, ConfigurationError, OverflowError, UnicodeEr
 _system = SystemClock()
 _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)
-_VALUES = f"INTO sends ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"
+_VALUES = f"INTO sends ({_COLUMNS}, collect) VALUES ({', '.join('?' * len(_NAMES))}, ?)"
 _SELECT = f"SELECT {_COLUMNS} FROM sends"  # noqa: S608 - the names are attributes of Record
 _COUNT = "SELECT phase, count(*) FROM sends WHERE phase IN (2, 5) OR expires > ? GROUP BY phase"
-_PURGE = "DELETE FROM sends WHERE key IN (SELECT key FROM sends WHERE phase IN (1, 3, 4) AND expires <= ? LIMIT ?)"
+_DUE = "SELECT key, phase, expires FROM sends WHERE collect <= ? ORDER BY collect LIMIT ?"
 # transitions.done for the usual case: the record is armed or held.
 _DONE = """
     UPDATE sends SET phase = 3, taint = 0, owner = NULL, token = NULL, lease = 0.0, not_before = 0.0, result = ?,
     expires = max(expires, ?) WHERE key = ? AND phase IN (2, 5)
 """
+_AGAIN = 86400.0  # seconds until a purge looks again at a record that does not expire
 _values = attrgetter(*_NAMES)
 _PHASE, _TAINT, _RESULT = (_NAMES.index(name) for name in ("phase", "taint", "result"))
 
@@ -201,8 +202,26 @@ class SQLiteLedger:
         return {Phase(phase): count for phase, count in rows}
 
     def purge(self, limit: int = 500) -> int:
-        count: int = self._run(_Work(lambda c: c.execute(_PURGE, (self._clock.now(), limit)).rowcount))
-        return count
+        while True:
+            looked_at, deleted = self._run(_Work(lambda connection: self._collect(connection, limit)))
+            if deleted or not looked_at:
+                return int(deleted)
+
+    def _collect(self, connection: sqlite3.Connection, limit: int) -> tuple[int, int]:
+        """One step of a purge: how many records were looked at, and how many of them deleted."""
+        now = self._clock.now()
+        due = connection.execute(_DUE, (now, limit)).fetchall()
+        over = [(key,) for key, phase, expires in due if phase in COLLECTABLE and expires <= now]
+        # Armed and held ones don't expire, but may be settled by then; not later than what is settled now expires.
+        again = now + min(_AGAIN, self._retention)
+        left = [
+            (expires if phase in COLLECTABLE else again, key)
+            for key, phase, expires in due
+            if phase not in COLLECTABLE or expires > now
+        ]
+        connection.executemany("DELETE FROM sends WHERE key = ?", over)
+        connection.executemany("UPDATE sends SET collect = ? WHERE key = ?", left)
+        return len(due), len(over)
 
     def problems(self) -> list[str]:
         if self._durability == "power" and files.is_volatile(self._path):
@@ -321,6 +340,7 @@ def _row(record: Record) -> list[Any]:
     values[_TAINT] = int(record.taint)
     if record.result is not None:
         values[_RESULT] = _json(record.result)
+    values.append(record.expires)
     return values
 
 

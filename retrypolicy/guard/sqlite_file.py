@@ -28,22 +28,32 @@ T = TypeVar("T")
 logger = logging.getLogger("retrypolicy.ledger")
 
 APPLICATION_ID = 0x52504C47
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = (
     """
     CREATE TABLE sends (
         key BLOB PRIMARY KEY, phase INTEGER NOT NULL, taint INTEGER NOT NULL, fence INTEGER NOT NULL,
         generation INTEGER NOT NULL, owner BLOB, token BLOB, lease REAL NOT NULL, first_seen REAL NOT NULL,
         first_armed REAL, last_armed REAL, attempts INTEGER NOT NULL, not_before REAL NOT NULL,
-        fingerprint BLOB NOT NULL, result TEXT, label TEXT NOT NULL, provider TEXT NOT NULL, expires REAL NOT NULL
+        fingerprint BLOB NOT NULL, result TEXT, label TEXT NOT NULL, provider TEXT NOT NULL, expires REAL NOT NULL,
+        collect REAL NOT NULL DEFAULT 0
     ) WITHOUT ROWID
     """,
-    # Partial, so that an arm touches neither.
-    "CREATE INDEX sends_held ON sends (phase) WHERE phase = 5",
-    "CREATE INDEX sends_expiring ON sends (expires) WHERE phase IN (1, 3, 4)",
+    "CREATE INDEX sends_held ON sends (phase) WHERE phase = 5",  # partial, so that an arm does not touch it
+    # When to look whether a record has expired: never later than that. Not `expires` itself, which a done moves: it
+    # would write a second page.
+    "CREATE INDEX sends_collect ON sends (collect)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+# From each older version to the next one.
+_UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE sends ADD COLUMN collect REAL NOT NULL DEFAULT 0",
+        "DROP INDEX sends_expiring",
+        "CREATE INDEX sends_collect ON sends (collect)",
+    ),
+}
 
 # Their locks, or their shared memory, do not hold between machines.
 _NETWORK = frozenset(
@@ -363,6 +373,9 @@ def _prepare(connection: sqlite3.Connection, path: str) -> bool:
             for statement in _SCHEMA:
                 connection.execute(statement)
         else:
+            for older in range(version, SCHEMA_VERSION):
+                for statement in _UPGRADES[older]:
+                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # a real write: a read-only disk says so now
         connection.execute("COMMIT")
     except BaseException:
