@@ -498,6 +498,7 @@ class Call:
         """The key can't be armed: say why. Raises in every case."""
         same = record.fingerprint == self.fingerprint
         name = self.digest.hex()
+        self.first_seen = record.first_seen
         free = record.phase is Phase.FAILED or (
             record.phase is Phase.CLAIMED and (record.owner == self._owner or record.lease < now)
         )
@@ -707,6 +708,7 @@ class Call:
             total_attempts=self.attempts,
             effect=self._effect,
             reason=self._reason,
+            first_seen=self.first_seen,
             retry_at=self.retry_at,
             held=self.held,
             replayed=self.replayed,

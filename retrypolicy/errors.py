@@ -122,6 +122,22 @@ class DeadlineExceeded(CallRefused):
     """The call's lifetime, or the time of its `operation`, is over. This attempt sent nothing."""
 
 
+class SendFailed(RetryPolicyError):
+    """A queue's job is over, and its call did not succeed: all that a queue keeps of the error that said so.
+
+    `error` is the name of that error's class, `report` what became of the call, where there was one. Never the error
+    itself: those of HTTP libraries and of Anymail hold the request, with its credentials.
+    """
+
+    error: str = ""
+    _fields: tuple[str, ...] = ("report", "error")
+
+    @property
+    def status(self) -> int | None:
+        """The last answer's status, if the last attempt was answered."""
+        return self.report.attempts[-1].status if self.report is not None and self.report.attempts else None
+
+
 class DuplicateRisk(UserWarning):
     """A setting taken over from elsewhere would send a request again whose effect is unknown."""
 

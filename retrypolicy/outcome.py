@@ -209,6 +209,7 @@ class Report:
     total_attempts: int = 0  # over all runs of the call
     effect: Effect = Effect.NOT_APPLIED  # of the whole call: that of its worst attempt
     reason: Reason = Reason.SUCCESS
+    first_seen: float | None = None  # wall-clock; when the call began, as far as known
     retry_at: float | None = None  # wall-clock; set when the call was deferred
     held: bool = False
     replayed: bool = False
@@ -245,6 +246,7 @@ class Report:
             "total_attempts": self.total_attempts,
             "effect": self.effect.value,
             "reason": self.reason.value,
+            "first_seen": self.first_seen,
             "retry_at": self.retry_at,
             "held": self.held,
             "replayed": self.replayed,
