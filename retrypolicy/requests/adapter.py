@@ -22,11 +22,7 @@ from retrypolicy.requests.run import Run
 from retrypolicy.requests.unbuilt import Unbuilt
 from retrypolicy.shared import SharedState
 from retrypolicy.urllib3.convert import from_urllib3
-from retrypolicy.urllib3.sending import ONE_ATTEMPT, current_sending
-
-MAX_IDLE = 4.0
-"""Seconds after which a pooled connection is not used again: below the keep-alive of common servers (5 s at
-Node.js, Apache httpd and uvicorn), so that a request does not meet a server that is just closing."""
+from retrypolicy.urllib3.sending import MAX_IDLE, ONE_ATTEMPT, current_sending
 
 
 class RetryAdapter(HTTPAdapter):

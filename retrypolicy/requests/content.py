@@ -11,9 +11,6 @@ from urllib3.exceptions import SSLError as Urllib3SSLError
 from retrypolicy.urllib3.answers import cut_short
 from retrypolicy.urllib3.reading import HeadTruncated
 
-HUGE = 1 << 20
-"""Bytes. The body of a refusal that is longer is read only if no other attempt follows."""
-
 
 def is_cut_short(error: requests.ConnectionError) -> bool:
     """Did the connection end within a head? requests says ChunkedEncodingError there, if the body is missed at all."""

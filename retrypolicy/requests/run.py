@@ -12,11 +12,12 @@ from retrypolicy.decision import Decision, raises
 from retrypolicy.errors import RetryPolicyError
 from retrypolicy.outcome import Answered, Reason
 from retrypolicy.reports import attach, attach_call
-from retrypolicy.requests.content import HUGE, is_cut_short, read
+from retrypolicy.requests.content import is_cut_short, read
 from retrypolicy.requests.errors import as_requests_error
 from retrypolicy.requests.hops import Hop, hop_of
 from retrypolicy.requests.replay import replayed_response
 from retrypolicy.requests.unbuilt import Unbuilt, build
+from retrypolicy.urllib3.answers import huge
 from retrypolicy.urllib3.sending import KEY_HEADER, Sending, clipped
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ class Run(Sending):
         call = self.call
         if response.status_code in _FOLLOWED:
             Hop(call, self.url).bind(self._original)
-        if decision.reason is Reason.SUCCESS and response.status_code >= 400 and call.provider is not None:
-            # A refusal that says "you sent this before": the call took effect, so its answer is a success.
-            made = self.response_from(call.provider.summary(response.status_code, None, request=call.sent))
-            return made if made is not None else response
+        sent_before = self.sent_before(decision, response.status_code)
+        if sent_before is not None:
+            return sent_before  # type: ignore[no-any-return]  # made by `replayed`
         try:
             if not self.stream and response._content is False:
                 read(response)  # too large to be read for an answer that might have been retried
@@ -124,7 +124,7 @@ class Run(Sending):
         return response.raw
 
     def read(self, response: requests.Response) -> bytes | None:
-        if response.status_code >= 400 and (getattr(response.raw, "length_remaining", None) or 0) > HUGE:
+        if response.status_code >= 400 and huge(response.raw):
             return None
         try:
             return read(response)

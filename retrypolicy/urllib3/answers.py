@@ -6,9 +6,13 @@ import io
 from typing import Any
 
 from urllib3 import HTTPResponse
+from urllib3.util import Retry
 
 LARGE = 64 * 1024
 """Bytes. A body that is longer, or of unknown length, is not worth reading only to keep its connection."""
+
+HUGE = 1 << 20
+"""Bytes. The body of a refusal that is longer is read only if no other attempt follows."""
 
 REPLAYED_HEADER = "X-Retrypolicy-Replayed"
 """Marks a response that was made from what the ledger kept: the call was done earlier, and nothing was sent."""
@@ -30,6 +34,19 @@ def worth_reading(raw: Any) -> bool:
     """Is the rest of this body known to be little?"""
     left = getattr(raw, "length_remaining", None)
     return left is not None and left <= LARGE
+
+
+def huge(raw: Any) -> bool:
+    """Is the body known to be too long to be read for an answer that might be followed by another attempt?"""
+    return (getattr(raw, "length_remaining", None) or 0) > HUGE
+
+
+def set_retries(raw: Any, retries: Retry) -> None:
+    """Put `retries` on an answer, and leave it its URL: urllib3 takes that from the end of the history, always."""
+    moved = [entry.redirect_location for entry in retries.history if entry.redirect_location]
+    url = moved[-1] if moved else getattr(raw, "url", None)
+    raw.retries = retries
+    raw.url = url
 
 
 def discard(raw: Any) -> None:

@@ -29,14 +29,7 @@ def from_urllib3(retry: Retry | int | bool | None) -> RetryPolicy:
 
     Raises `ConfigurationError` for anything else than a Retry or a number.
     """
-    if isinstance(retry, bool) or retry is None or isinstance(retry, int):
-        if isinstance(retry, int) and retry < 0:
-            raise ConfigurationError(
-                f"max_retries: {retry!r} is not allowed; must be a number >= 0, or a urllib3 Retry"
-            )
-        retry = Retry.from_int(retry)
-    if not isinstance(retry, Retry):
-        raise ConfigurationError(f"max_retries: {retry!r} is not allowed; must be a number >= 0, or a urllib3 Retry")
+    retry = as_retry(retry, "max_retries")
     methods = _methods(retry.allowed_methods)
     forcelist = frozenset(s for s in map(int, retry.status_forcelist or ()) if 100 <= s <= 599)
     for risk in _risks(retry, methods, forcelist):
@@ -69,6 +62,13 @@ def from_urllib3(retry: Retry | int | bool | None) -> RetryPolicy:
         ),
         on_exhausted="raise" if retry.raise_on_status else "return",
     )
+
+
+def as_retry(given: Any, name: str, redirect: bool = True) -> Retry:
+    """What urllib3 makes of its `retries` argument. Raises `ConfigurationError` that `name` is neither of these."""
+    if not isinstance(given, (Retry, int, type(None))) or (isinstance(given, int) and given < 0):
+        raise ConfigurationError(f"{name}: {given!r} is not allowed; must be a number >= 0, or a urllib3 Retry")
+    return Retry.from_int(given, redirect=redirect)
 
 
 def _methods(allowed: Any) -> frozenset[str] | None:

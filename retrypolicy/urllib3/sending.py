@@ -13,9 +13,9 @@ from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.decision import Decision
 from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.http.pushback import pushback
-from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Stage
+from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage
 from retrypolicy.reports import attach, attach_call
-from retrypolicy.urllib3.answers import discard, worth_reading
+from retrypolicy.urllib3.answers import discard, set_retries, worth_reading
 from retrypolicy.urllib3.body import Body
 from retrypolicy.urllib3.failures import failure_of
 from retrypolicy.urllib3.wire import Watch, current_watch, track
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from retrypolicy.providers import Provider
 
 KEY_HEADER = "Idempotency-Key"
+MAX_IDLE = 4.0
+"""Seconds after which a pooled connection is not used again: below the keep-alive of common servers (5 s at
+Node.js, Apache httpd and uvicorn), so that a request does not meet a server that is just closing."""
 ONE_ATTEMPT = Retry(0, read=False)
 """urllib3's own retries are never stacked on ours: it makes one attempt."""
 
@@ -130,6 +133,13 @@ class Sending:
         made = None if provider is None else provider.replay(result, self.body.as_bytes())
         return None if made is None else self.replayed(made)
 
+    def sent_before(self, decision: Decision, status: int) -> Any:
+        """A refusal that says "you sent this before": the call took effect, so its answer is a success. Else None."""
+        provider = self.call.provider
+        if decision.reason is not Reason.SUCCESS or status < 400 or provider is None:
+            return None
+        return self.response_from(provider.summary(status, None, request=self.call.sent))
+
     # -- one attempt ---------------------------------------------------------------------------------------------------
 
     def attempt(self, call: Call) -> Outcome:
@@ -178,11 +188,13 @@ class Sending:
         self._armed = True
         self.engine.arm(self.call)
 
-    def on_pool(self, pool: Any) -> None:
-        """The running attempt has a pool. If its wire can't be watched, nobody will call the guard later."""
+    def on_pool(self, pool: Any) -> bool:
+        """The running attempt has a pool. If its wire can't be watched (False), nobody will call the guard later."""
         self._pooled = True
-        if not track(pool) and self.call.guarded and self.call.hooked and not self._armed:
+        watched = track(pool)
+        if not watched and self.call.guarded and self.call.hooked and not self._armed:
             self._arm()
+        return watched
 
     def off_pool(self) -> None:
         """The transport could not prepare what it was about to send: nothing has left."""
@@ -240,7 +252,7 @@ class Sending:
         if self._past and hasattr(raw, "retries"):
             retries = Retry.__new__(Retry)  # what Retry.new() does costs more than all the rest
             retries.__dict__.update(self.retries.__dict__, history=self.retries.history + self._past)
-            raw.retries = retries
+            set_retries(raw, retries)
         if self._set_cookies:
             message = getattr(getattr(raw, "_original_response", None), "msg", None)
             if message is not None:  # cookie jars read it there
