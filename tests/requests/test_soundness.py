@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,18 +43,11 @@ from tests.requests.soundness import (
     row,
 )
 
-
-@pytest.fixture(autouse=True)
-def leaks_of_others() -> Iterator[None]:
-    """CPython forgets to close an SSLSocket that is reset before the handshake: it is collected here, unheard."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
 # A tunnel that is reset at once leaves a TLS socket behind in CPython, with or without us.
-pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed <ssl", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*unclosed <ssl", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("leaks_of_others"),
+]
 
 TABLE = Path(__file__).with_name("soundness.txt")
 LINES = [line.split() for line in TABLE.read_text().splitlines() if line and line[0] != "#"][1:]

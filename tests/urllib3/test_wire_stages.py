@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import select
-import warnings
 from typing import Any
 
 import pytest
@@ -17,17 +15,7 @@ from tests.urllib3.wireclient import KINDS, LARGE, SMALL, attempt, pool
 
 N, S, A, B, H = Stage.NOT_CONNECTED, Stage.SENT, Stage.ANSWERING, Stage.BODY_UNFINISHED, Stage.HEAD_UNFINISHED
 
-pytestmark = pytest.mark.usefixtures("no_leaks_of_others")
-
-
-@pytest.fixture
-def no_leaks_of_others(request):
-    """CPython forgets to close an SSLSocket that is reset before the handshake: it is collected here, unheard."""
-    yield
-    if any(word in request.node.name for word in ("accept_", "hello_", "tunnel_")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+pytestmark = pytest.mark.usefixtures("leaks_of_others")
 
 
 BODIES = {"small": SMALL, "large": LARGE}
