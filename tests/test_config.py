@@ -30,7 +30,7 @@ from retrypolicy import (
 from retrypolicy.config.durations import seconds
 from retrypolicy.config.structure import DURATION
 from retrypolicy.errors import ConfigurationError, PolicyError, PolicyFileError
-from tests.policies import policies
+from retrypolicy.testing.strategies import policies
 
 
 def one(**table: Any) -> RetryPolicy:
@@ -47,7 +47,7 @@ def wrong(data: Any) -> list[str]:
     return [str(error) for error in caught.value.errors]
 
 
-@given(policies)
+@given(policies())
 def test_to_dict_and_back_is_the_identity(policy: RetryPolicy) -> None:
     """Through JSON, too: nothing in it needs Python."""
     data = {"policies": {"one": json.loads(json.dumps(policy.to_dict()))}}

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from retrypolicy import RetryPolicy, cli, load_policies
 from retrypolicy.config import json_schema
 from retrypolicy.errors import PolicyFileError
-from tests.policies import policies
+from retrypolicy.testing.strategies import policies
 
 
 @cache
@@ -39,7 +39,7 @@ def test_the_schema_is_one() -> None:
     Draft202012Validator.check_schema(json_schema())
 
 
-@given(policies)
+@given(policies())
 def test_every_policy_is_allowed(policy: RetryPolicy) -> None:
     validator().validate({"policies": {"one": policy.to_dict()}})
 
@@ -62,7 +62,7 @@ junk = leaves | st.lists(leaves, max_size=2) | st.dictionaries(words, leaves, ma
 @st.composite
 def mutants(draw: st.DrawFn) -> dict[str, Any]:
     """A policy's data with a few things changed, added or taken out."""
-    data: dict[str, Any] = {"policies": {"one": draw(policies).to_dict()}}
+    data: dict[str, Any] = {"policies": {"one": draw(policies()).to_dict()}}
     for _ in range(draw(st.integers(1, 3))):
         way = draw(st.sampled_from(places(data)))
         holder: Any = data

@@ -14,10 +14,13 @@ except ImportError as error:
         f"retrypolicy.testing.strategies needs hypothesis: pip install retrypolicy[hypothesis] ({error})"
     ) from error
 
+from retrypolicy.testing.strategies import printing
 from retrypolicy.testing.strategies.attempts import failures, histories, outcomes, responses
 from retrypolicy.testing.strategies.parts import backoffs, breakers, budgets, guards, limits, rules
 from retrypolicy.testing.strategies.policies import policies
 from retrypolicy.testing.strategies.sending import faults, keys, requests, schedules
+
+printing.register()
 
 __all__ = [
     "backoffs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis.strategies import SearchStrategy
 from retrypolicy.decision import History
 from retrypolicy.outcome import Answered, Failed, Outcome, Stage
 from retrypolicy.testing.strategies.making import check_integer, check_number, check_some, making, pinned, seconds
-from retrypolicy.testing.strategies.parts import HOUR, statuses
+from retrypolicy.testing.strategies.parts import HOUR, final_statuses
 from retrypolicy.testing.strategies.policies import METHODS
 
 NOW = 1_000_000.0
@@ -32,25 +33,27 @@ _plain: dict[str, SearchStrategy[str]] = {
     "Content-Type": st.just("application/json"),
     "Idempotency-Replayed": st.just("true"),
 }
+_flags = st.booleans()
 _bodies = st.sampled_from([b"", b"{}", b'{"name": "rate_limit_exceeded"}', b'{"error": {"code": 1}}', b"not JSON"])
 _lost: SearchStrategy[type[Exception]] = st.sampled_from([ConnectionResetError, TimeoutError, EOFError])
 
+_End = tuple[type[Exception], int | None]
 # How attempts end at each stage: the error, and how many repeats its kind is worth (None: as many as there are).
-_REFUSED = [
+_REFUSED: list[_End] = [
     (ConnectionRefusedError, None),
     (TimeoutError, None),
     (socket.gaierror, 1),
     (ssl.SSLCertVerificationError, 0),
 ]
-_BROKEN = [(ConnectionResetError, None), (BrokenPipeError, None), (TimeoutError, None)]
-_CUT = [(ConnectionResetError, None), (TimeoutError, None), (EOFError, None)]
-_ENDS: dict[Stage, list[tuple[type[Exception], int | None]]] = {
-    Stage.NOT_CONNECTED: list(_REFUSED),
-    Stage.NOT_SENT: list(_BROKEN),
-    Stage.HEAD_UNFINISHED: list(_BROKEN),
-    Stage.BODY_UNFINISHED: list(_BROKEN),
-    Stage.SENT: list(_CUT),
-    Stage.ANSWERING: list(_CUT),
+_BROKEN: list[_End] = [(ConnectionResetError, None), (BrokenPipeError, None), (TimeoutError, None)]
+_CUT: list[_End] = [(ConnectionResetError, None), (TimeoutError, None), (EOFError, None)]
+_ENDS: dict[Stage, list[_End]] = {
+    Stage.NOT_CONNECTED: _REFUSED,
+    Stage.NOT_SENT: _BROKEN,
+    Stage.HEAD_UNFINISHED: _BROKEN,
+    Stage.BODY_UNFINISHED: _BROKEN,
+    Stage.SENT: _CUT,
+    Stage.ANSWERING: _CUT,
     Stage.UNOBSERVED: [*_CUT, (OSError, None), (ValueError, 0)],
 }
 
@@ -65,10 +68,10 @@ def responses(**fields: Any) -> SearchStrategy[Answered]:
         "body": _bodies,
         "body_error": _lost.map(lambda kind: kind()),
         "pushback": seconds(0, 2 * HOUR),
-        "reused": st.booleans(),
+        "reused": _flags,
     }
-    fields.setdefault("status", st.just(200) | statuses)
-    return making(Answered, *pinned(Answered, fields, usual))
+    fields.setdefault("status", st.just(200) | final_statuses)
+    return pinned(Answered, fields, usual)
 
 
 def failures(*, stages: Collection[Stage] | None = None) -> SearchStrategy[Failed]:
@@ -77,13 +80,13 @@ def failures(*, stages: Collection[Stage] | None = None) -> SearchStrategy[Faile
 
 
 @st.composite
-def _failed(draw: st.DrawFn, stage: Stage) -> Failed:
-    kind, worth = draw(st.sampled_from(_ENDS[stage]))
-    reused = stage is not Stage.NOT_CONNECTED and draw(st.booleans())
+def _failed(draw: st.DrawFn, ends: SearchStrategy[_End], stage: Stage) -> Failed:
+    kind, worth = draw(ends)
+    reused = stage is not Stage.NOT_CONNECTED and draw(_flags)
     return Failed(error=kind(), stage=stage, retry_limit=worth, reused=reused)
 
 
-_AT_STAGE = {stage: _failed(stage) for stage in Stage}
+_AT_STAGE = {stage: _failed(st.sampled_from(ends), stage) for stage, ends in _ENDS.items()}
 
 
 def outcomes() -> SearchStrategy[Outcome]:
@@ -101,28 +104,40 @@ def histories(
     """
     check_integer("max_attempts", max_attempts, 1)
     check_number("now", now, 0)
-    methods = st.sampled_from(METHODS) if method is None else method
-    return _history(st.just(methods) if isinstance(methods, str) else methods, max_attempts, now)
+    methods = st.sampled_from(METHODS) if method is None else st.just(method) if isinstance(method, str) else method
+    ago = seconds(0, min(HOUR, now))
+    around = seconds(-HOUR, 24 * HOUR).map(now.__add__)
+    always = {"method": methods, "elapsed": ago}
+    sometimes: dict[str, SearchStrategy[Any]] = {
+        "first_seen": seconds(0, 24 * HOUR),
+        "key_until": around,
+        "not_after": around,
+        "replayable": _flags,
+        "accepts_duplicates": _flags,
+    }
+    later = {
+        "attempts": st.integers(2, max(2, max_attempts)),
+        "tainted": _flags,
+        "previous": seconds(0, HOUR),
+        "streak": st.integers(0, max_attempts),
+        "spent": _spent,
+    }
+
+    def make(**given: Any) -> History:
+        made = given.get("attempts", 1) - 1
+        if "first_seen" in given:  # drawn as how long before the run
+            given["first_seen"] = now - given["elapsed"] - given["first_seen"]
+        if "streak" in given:
+            given["streak"] = min(made, given["streak"])
+        if "spent" in given:
+            given["spent"] = dict(Counter(given["spent"][:made]))
+        return History(**given)
+
+    first = making(make, always, sometimes)
+    if max_attempts == 1:
+        return first
+    attempts = {"attempts": later.pop("attempts")}
+    return first | making(make, {**always, **attempts}, {**sometimes, **later})
 
 
-@st.composite
-def _history(draw: st.DrawFn, methods: SearchStrategy[str], most: int, now: float) -> History:
-    given: dict[str, Any] = {"method": draw(methods), "attempts": draw(st.integers(1, most))}
-    elapsed = given["elapsed"] = draw(seconds(0, min(HOUR, now)))
-    before = given["attempts"] - 1
-    if before:
-        given["tainted"] = draw(st.booleans())
-        given["previous"] = draw(seconds(0, HOUR))
-        given["streak"] = draw(st.integers(0, before))
-        given["spent"] = draw(
-            st.dictionaries(st.sampled_from(["connect", "read", "status", "other"]), st.integers(1, before))
-        )
-    if draw(st.booleans()):
-        given["first_seen"] = now - elapsed - draw(seconds(0, 24 * HOUR))
-    if draw(st.booleans()):
-        given["key_until"] = now + draw(seconds(-HOUR, 24 * HOUR))
-    if draw(st.booleans()):
-        given["not_after"] = now + draw(seconds(-HOUR, 24 * HOUR))
-    given["replayable"] = not draw(st.booleans())
-    given["accepts_duplicates"] = draw(st.booleans())
-    return History(**given)
+_spent = st.lists(st.sampled_from(["connect", "read", "status", "other"]), max_size=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from attrs import fields
 from hypothesis import strategies as st
@@ -16,27 +16,37 @@ from retrypolicy.errors import PolicyError
 T = TypeVar("T")
 
 Strategies = Mapping[str, SearchStrategy[Any]]
+Changes = list[tuple[str, Any]]
+
+
+def making(kind: Callable[..., T], always: Strategies, sometimes: Strategies) -> SearchStrategy[T]:
+    """A value of this kind: with every field of `always`, and some of `sometimes`."""
+    if not sometimes:
+        return _made(kind, always, st.just([]))
+    # A list, not a flag for each: few are drawn, which is fast, and each can be dropped by itself. Now and then many.
+    change = _change(st.sampled_from(list(sometimes)), sometimes)
+    return _made(kind, always, st.lists(change, max_size=3) | st.lists(change, max_size=8))
 
 
 @st.composite
-def making(draw: st.DrawFn, kind: Callable[..., T], always: Strategies, sometimes: Strategies) -> T:
-    """A value of this kind: with every field of `always`, and some of `sometimes`."""
+def _made(draw: st.DrawFn, kind: Callable[..., T], always: Strategies, changes: SearchStrategy[Changes]) -> T:
+    # Not `st.builds`: examples would show that call in place of the value.
     given = {name: draw(strategy) for name, strategy in always.items()}
-    for name, strategy in sometimes.items():
-        if draw(_FLAG):
-            given[name] = draw(strategy)
-    return kind(**given)
+    return kind(**given, **dict(draw(changes)))
 
 
-_FLAG = st.booleans()
+@st.composite
+def _change(draw: st.DrawFn, names: SearchStrategy[str], fields: Strategies) -> tuple[str, Any]:
+    name = draw(names)
+    return name, draw(fields[name])
 
 
-def pinned(kind: type, given: Mapping[str, Any], usual: Strategies) -> tuple[Strategies, Strategies]:
-    """The fields that the caller speaks of, by a strategy or a value, and the usual ones for the rest.
+def pinned(kind: Callable[..., T], given: Mapping[str, Any], usual: Strategies) -> SearchStrategy[T]:
+    """Values with the fields of which the caller speaks, by a strategy or a value, and some of the usual ones.
 
     Raises `InvalidArgument` for a name that is no field, and for a value that its field does not allow.
     """
-    known = [attribute.name for attribute in fields(kind)]
+    known = [attribute.name for attribute in fields(cast(type, kind))]
     always: dict[str, SearchStrategy[Any]] = {}
     for name, value in given.items():
         if name not in known:
@@ -49,7 +59,7 @@ def pinned(kind: type, given: Mapping[str, Any], usual: Strategies) -> tuple[Str
         except PolicyError as error:
             raise InvalidArgument(f"{name}: {error}") from error
         always[name] = st.just(value)
-    return always, {name: strategy for name, strategy in usual.items() if name not in always}
+    return making(kind, always, {name: each for name, each in usual.items() if name not in always})
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

@@ -24,8 +24,11 @@ from retrypolicy.testing.strategies.making import (
 
 HOUR = 3600.0
 
-names = st.sampled_from(["mail", "payments"]) | st.text(min_size=1, max_size=12)
-statuses = st.sampled_from([500, 503, 429, 502, 504, 408, 421, 425, 404, 409]) | st.integers(100, 599)
+_text = st.text(min_size=1, max_size=12).filter(lambda name: name != "none")  # stands for None in policy files
+names = st.sampled_from(["mail", "payments"]) | _text
+_usual = st.sampled_from([500, 503, 429, 502, 504, 408, 421, 425, 404, 409])
+statuses = _usual | st.integers(100, 599)
+final_statuses = _usual | st.integers(200, 599)
 jitters = st.sampled_from(["none", "full", "equal", "proportional"])
 _flags = st.booleans()
 _counts = st.integers(0, 20)
@@ -37,33 +40,33 @@ _BACKOFFS: dict[type, tuple[str, ...]] = {
     Decorrelated: ("base", "cap"),
     Urllib3Backoff: ("factor", "cap", "jitter"),
 }
+_WAITS = ("seconds", "base", "step", "cap")
 
 
 def backoffs(*, max_seconds: float = HOUR, kinds: Collection[type] | None = None) -> SearchStrategy[Backoff]:
     """Backoffs of which no wait is longer than `max_seconds`. `kinds`: of these classes only."""
     check_number("max_seconds", max_seconds, 0)
-    return st.one_of([_backoff(kind, max_seconds) for kind in check_some("kinds", kinds, _BACKOFFS)])
+    return st.one_of([_backoffs(kind, max_seconds) for kind in check_some("kinds", kinds, _BACKOFFS)])
 
 
-@st.composite
-def _backoff(draw: st.DrawFn, kind: type, most: float) -> Any:
-    given: dict[str, Any] = {}
-    names = _BACKOFFS[kind]
+def _backoffs(kind: type, longest: float) -> SearchStrategy[Any]:
+    waits = seconds(0, longest)
+    fields: dict[str, SearchStrategy[Any]] = dict.fromkeys(_WAITS, waits)
     if kind is Urllib3Backoff:
-        return kind(factor=draw(seconds(0, most)), cap=draw(seconds(0, most)), jitter=draw(seconds(0, most)))
-    if "jitter" in names:
-        given["jitter"] = draw(jitters)
-        if given["jitter"] == "proportional":
-            most = most / 1.2 * (1 - 1e-9)  # the only jitter that goes above the cap
-    if kind is Constant:
-        return kind(seconds=draw(seconds(0, most)), **given)
-    given["base"] = draw(seconds(0, most))
-    given["cap"] = draw(seconds(given["base"], most))
-    if kind is Exponential:
-        given["factor"] = draw(st.integers(1, 10) | st.floats(0.1, 10))
-    elif kind is Linear:
-        given["step"] = draw(seconds(0, most))
-    return kind(**given)
+        fields |= {"factor": waits, "jitter": waits}
+    else:
+        fields |= {"factor": st.integers(1, 10) | st.floats(0.1, 10), "jitter": jitters}
+
+    def make(**given: Any) -> Any:
+        most = longest
+        if given.get("jitter") == "proportional":  # the only one that goes above the cap
+            most = longest / 1.2 * (1 - 1e-9)
+            given |= {name: min(most, given[name]) for name in _WAITS if name in given}
+        if "base" in given:
+            given["cap"] = min(most, given["base"] + given["cap"])  # drawn as how far it lies above the base
+        return kind(**given)
+
+    return making(make, {name: fields[name] for name in _BACKOFFS[kind]}, {})
 
 
 def budgets(*, max_tokens: float = 1000.0, shared: bool = False) -> SearchStrategy[RetryBudget]:
@@ -102,7 +105,7 @@ def breakers(**fields: Any) -> SearchStrategy[CircuitBreaker]:
         "half_open": st.integers(1, 10),
         "name": names,
     }
-    return making(CircuitBreaker, *pinned(CircuitBreaker, fields, usual))
+    return pinned(CircuitBreaker, fields, usual)
 
 
 def guards(**fields: Any) -> SearchStrategy[Guard]:
@@ -114,7 +117,7 @@ def guards(**fields: Any) -> SearchStrategy[Guard]:
         "lease": seconds(0.1, HOUR),
         "join": seconds(0, 60),
     }
-    return making(Guard, *pinned(Guard, fields, usual))
+    return pinned(Guard, fields, usual)
 
 
 def limits(**fields: Any) -> SearchStrategy[Limits]:
@@ -126,16 +129,16 @@ def limits(**fields: Any) -> SearchStrategy[Limits]:
         "other": _counts,
         "hint": seconds(0, HOUR),
     }
-    return making(Limits, *pinned(Limits, fields, usual))
+    return pinned(Limits, fields, usual)
 
 
-_pointers = st.lists(st.text(alphabet="abc~01", min_size=1, max_size=4), min_size=1, max_size=3).map(
-    lambda parts: "".join(f"/{part.replace('~', '~0')}" for part in parts)
+_pointers = st.sampled_from(["/name", "/error/code", "/errors/0/type"]) | st.text("ab01/", min_size=1, max_size=6).map(
+    "/".__add__
 )
 _scalars = st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8)
 _header_names = st.sampled_from(["x-error", "retry-after"]) | st.text("abcdefg-", min_size=1, max_size=6)
 _CONDITIONS: dict[str, SearchStrategy[Any]] = {
-    "status": st.frozensets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), min_size=1, max_size=4),
+    "status": st.frozensets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), min_size=1, max_size=3),
     "header": st.dictionaries(_header_names, st.just("*") | st.text("abc 01", max_size=6), min_size=1, max_size=2),
     "json": st.dictionaries(_pointers, _scalars | st.lists(_scalars, max_size=3), min_size=1, max_size=2),
 }
@@ -145,6 +148,7 @@ _VERDICTS: dict[str, SearchStrategy[Any]] = {
     "pushback": seconds(0, HOUR) | _pointers,
 }
 _EITHER: dict[str, SearchStrategy[Any]] = {
+    **_VERDICTS,
     "tainted": st.booleans(),
     "from_key_layer": st.booleans(),
     "source": st.text(max_size=8),
@@ -156,14 +160,11 @@ def rules() -> SearchStrategy[Rule]:
     return _rules
 
 
-@st.composite
-def _rule(draw: st.DrawFn) -> Rule:
-    condition = draw(st.sampled_from(["stage", *_CONDITIONS]))
-    verdict = draw(st.sampled_from(list(_VERDICTS)))
-    always = {verdict: _VERDICTS[verdict], condition: _CONDITIONS.get(condition, _STAGES)}
-    sometimes = {**_VERDICTS, **_EITHER} if condition == "stage" else {**_CONDITIONS, **_VERDICTS, **_EITHER}
-    return draw(making(Rule, always, {name: each for name, each in sometimes.items() if name not in always}))
+def _rule(condition: str, verdict: str) -> SearchStrategy[Rule]:
+    conditions = {"stage": st.sampled_from(Stage)} if condition == "stage" else _CONDITIONS
+    always = {condition: conditions[condition], verdict: _VERDICTS[verdict]}
+    rest = {name: each for name, each in {**conditions, **_EITHER}.items() if name not in always}
+    return making(Rule, always, rest)
 
 
-_STAGES = st.sampled_from(Stage)
-_rules = _rule()
+_rules = st.one_of([_rule(condition, verdict) for condition in (*_CONDITIONS, "stage") for verdict in _VERDICTS])
