@@ -140,14 +140,17 @@ class Engine:
         own_key: Callable[[Provider | None], str | None] = lambda provider: None,
         content: Callable[[Provider | None], bytes] = lambda provider: b"",
         hooked: bool = False,
+        policy: RetryPolicy | None = None,
     ) -> Call:
         """A call for one request. Reads the enclosing `operation`. Nothing is sent or written yet.
+
+        policy: where the request itself brings one. That of an operation goes before it.
 
         Raises `ConfigurationError` where the policy demands a key that is missing or protects nothing, and
         `KeyReused` for a second request under one operation's key.
         """
         operation = current_operation()
-        policy = self.policy if operation is None or operation.policy is None else operation.policy
+        policy = self._policy_for(policy)
         host, path = _place(url)
         provider = self.provider_for(host)
         key: Key | None = None
@@ -186,22 +189,38 @@ class Engine:
             not_after=None if operation is None else operation.not_after,
         )
 
-    def follow(self, before: Call, method: str, url: str, *, same_origin: bool, hooked: bool = False) -> Call:
+    def _policy_for(self, given: RetryPolicy | None) -> RetryPolicy:
+        operation = current_operation()
+        if operation is not None and operation.policy is not None:
+            return operation.policy
+        return self.policy if given is None else given
+
+    def follow(
+        self,
+        before: Call,
+        method: str,
+        url: str,
+        *,
+        same_origin: bool,
+        hooked: bool = False,
+        policy: RetryPolicy | None = None,
+    ) -> Call:
         """The call for a hop (a redirect, an auth handler's second try) that belongs to an earlier one.
 
         It has the same end. It has the same key only for the same method at the same origin.
         """
         host, _ = _place(url)
         keyed = same_origin and method == before.method
+        provider = before.provider if same_origin else self.provider_for(host)
         call = Call(
             self,
-            before.policy if same_origin else self.policy,
+            before.policy if same_origin else self._with_rules(self._policy_for(policy), provider),
             method=method,
             host=host,
             key=before.key if keyed else None,
             digest=before.digest if keyed else b"",
             fingerprint=before.fingerprint if keyed else b"",
-            provider=before.provider if same_origin else self.provider_for(host),
+            provider=provider,
             honoured=before.honoured if keyed else False,
             hooked=hooked,
             not_after=before.not_after,

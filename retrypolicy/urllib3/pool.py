@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ else:
 class Terms:
     """What the pools of one manager have in common.
 
-    `base`: the policy that a request's own `retries` changes; None of it is made of a `Retry` itself.
+    `base`: the policy that a request's own `retries` changes. (The engine's may be made of a `Retry` itself.)
     """
 
     engine: Engine
@@ -41,15 +40,14 @@ class Terms:
         """What goes along with a request from hop to hop, as its `retries` say. `default`: where they say nothing."""
         if isinstance(retries, Redirects):
             return retries
-        engine = self.engine
+        policy = None
         if retries is not None:
             try:
                 retries = as_retry(retries, "retries", redirect)
             except ConfigurationError as error:
                 raise as_urllib3_error(error) from None
-            engine = copy.copy(engine)  # the same in everything else, `stop` included
-            engine.policy = under(self.base, retries)
-        return Redirects(Retry.from_int(retries, redirect=redirect, default=default), engine, redirect)
+            policy = under(self.base, retries)
+        return Redirects(Retry.from_int(retries, redirect=redirect, default=default), policy, redirect)
 
 
 def under(policy: RetryPolicy, retries: Retry) -> RetryPolicy:
@@ -96,7 +94,7 @@ class RetryPool(_Pool):
         hops = self.terms.request(retries, redirect, self.retries)
         options |= {"assert_same_host": assert_same_host, "timeout": timeout}
         headers = self.headers if headers is None else headers
-        if hops.engine.mode == "off":
+        if self.terms.engine.mode == "off":
             response = self.transmit(method, url, body, headers, only_once(hops.counter), **options)
             response.retries = hops.counter
         else:

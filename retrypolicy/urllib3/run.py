@@ -49,7 +49,7 @@ class Run(Sending):
         options: dict[str, Any],
     ) -> None:
         stream = not options.get("preload_content", True)
-        super().__init__(hops.engine, method, _absolute(pool, url), body, stream, pool.terms.max_idle)
+        super().__init__(pool.terms.engine, method, _absolute(pool, url), body, stream, pool.terms.max_idle)
         if hops.body is not None and body is not None and hops.body.given is body:
             self.body = hops.body  # it knows where the body stood at first
         self.pool = pool
@@ -68,7 +68,14 @@ class Run(Sending):
     def begin(self) -> Call:
         before = self._hops.call
         if before is None:
-            return self.engine.begin(self.method, self.url, own_key=self._own_key, content=self._contents, hooked=True)
+            return self.engine.begin(
+                self.method,
+                self.url,
+                own_key=self._own_key,
+                content=self._contents,
+                hooked=True,
+                policy=self._hops.policy,
+            )
         if self.body is self._hops.body and not before.replayable and not self.body.rewindable:
             error = UnrewindableBodyError("the body was read, and can't be sent again to where the redirect leads")
             attach(error, before.report())
@@ -76,7 +83,9 @@ class Run(Sending):
         same = self._hops.same_origin(self.url)
         if not same or self.method != before.method:
             self._sent_headers = self._headers = self._without_key(before.provider)
-        return self.engine.follow(before, self.method, self.url, same_origin=same, hooked=True)
+        return self.engine.follow(
+            before, self.method, self.url, same_origin=same, hooked=True, policy=self._hops.policy
+        )
 
     def _own_key(self, provider: Provider | None) -> str | None:
         return self.own_key(HTTPHeaderDict(self._headers), provider)
@@ -132,6 +141,8 @@ class Run(Sending):
 
     def replayed(self, made: tuple[int, dict[str, str], bytes]) -> BaseHTTPResponse:
         response = replayed(self.method, made)
+        response.url = self._target
+        set_retries(response, self.retries)
         if not self.stream:
             response.read(cache_content=True)
         return response

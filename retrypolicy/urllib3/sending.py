@@ -58,12 +58,14 @@ class Sending:
 
         def begin(self) -> Call:
             """The call that this request is, or goes on with."""
+            ...
 
         def finish(self, decision: Decision) -> Any:
             """What the caller gets: the last response, or an error about it."""
 
         def as_own(self, error: RetryPolicyError) -> RetryPolicyError:
             """This error as one of the transport."""
+            ...
 
         def replayed(self, made: tuple[int, dict[str, str], bytes]) -> Any:
             """A response made of status, headers and body."""
@@ -120,6 +122,8 @@ class Sending:
         except CallRefused as error:
             call.refused(error)
             raise self.as_own(error) from error.__cause__
+        except RetryPolicyError as error:  # the key has no place in this request, say
+            raise self.as_own(error) from None
         finally:
             call.let_go = None  # it would keep the connection pool alive, in a circle
         if self.error is not None:
