@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import requests
@@ -72,7 +73,8 @@ class RetryAdapter(HTTPAdapter):
             policy = from_urllib3(max_retries)
         if transport is not None and not isinstance(transport, BaseAdapter):
             raise ConfigurationError(f"transport: {transport!r} is not allowed; must be a requests adapter")
-        if isinstance(transport, RetryAdapter) or getattr(getattr(transport, "max_retries", None), "total", None):
+        tries = getattr(getattr(transport, "max_retries", None), "total", 0)
+        if isinstance(transport, RetryAdapter) or tries != 0:
             # The last of several attempts says nothing about those before it.
             raise ConfigurationError(
                 "transport: an adapter that retries by itself is not allowed; set its max_retries to 0"
@@ -148,9 +150,27 @@ class RetryAdapter(HTTPAdapter):
 
     def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """One attempt, through whatever sends."""
-        if self.transport is None:
+        transport = self.transport
+        if transport is None:
             return super().send(request, **options)
-        return self.transport.send(request, **options)
+        run = current_sending()
+        if isinstance(run, Run) and run.request is request:
+            self._look_into(transport, run, options)
+        response = transport.send(request, **options)
+        response.connection = self  # digest and NTLM send again through it
+        return response
+
+    def _look_into(self, transport: BaseAdapter, run: Run, options: dict[str, Any]) -> None:
+        """Watch the wire of another adapter, if its `send` is HTTPAdapter's: one attempt, on the pool that it finds."""
+        if getattr(transport.send, "__func__", None) is not HTTPAdapter.send:
+            run.out_of_sight()
+            return
+        assert isinstance(transport, HTTPAdapter)
+        verify, cert = options["verify"], options["cert"]
+        with suppress(Exception):  # which `send` meets, too
+            pool = transport.get_connection_with_tls_context(run.request, verify, options["proxies"], cert)
+            transport.cert_verify(pool, run.url, verify, cert)
+            run.on_pool(pool)
 
     def get_connection_with_tls_context(
         self,
@@ -181,12 +201,12 @@ class RetryAdapter(HTTPAdapter):
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         return self._pools.target(request, proxies, super().request_url)
 
-    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+    def build_response(self, req: requests.PreparedRequest, resp: Any, **others: Any) -> requests.Response:
         build, run = super().build_response, current_sending()
         ours = isinstance(run, Run) and run.request is req and run.may_be_repeated(resp)
         if ours and getattr(build, "__func__", None) is _BUILD:  # no other adapter's in between
             return Unbuilt(self, req, resp)
-        return build(req, resp)
+        return build(req, resp, **others)
 
     def close(self) -> None:
         """Close pooled connections. The ledger stays open: other adapters may share it."""
@@ -200,7 +220,8 @@ class RetryAdapter(HTTPAdapter):
     def __getstate__(self) -> dict[str, Any]:
         if self._settings["secret"] is not None:
             raise TypeError("an adapter made with secret= can't be pickled: set RETRYPOLICY_SECRET instead")
-        state = {name: getattr(self, name, None) for name in self.__attrs__ if name != "max_retries"}
+        names = {name for each in type(self).__mro__ for name in vars(each).get("__attrs__", ())} - {"max_retries"}
+        state = {name: getattr(self, name, None) for name in names}
         return {**state, "_transport": self.transport, "max_idle": self.max_idle}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util import Retry, Timeout
@@ -47,7 +48,7 @@ class Sending:
     pool: Any = None  # kept over the attempts: they differ in nothing that chooses it
     watch: Watch | None = None
     _armed = False  # the guard was called for the running attempt
-    _pooled = False  # the running attempt has a pool
+    _pooled = False  # the running attempt has a pool, or is in the hands of somebody who may have one
     _placed = 0  # which generation of the outgoing key stands in the request
     _unread = False  # the body of the last answer is still on the connection, in whole or in part
     retries: Retry = ONE_ATTEMPT  # what stands on the final answer, with the history of the call
@@ -200,6 +201,10 @@ class Sending:
             self._arm()
         return watched
 
+    def out_of_sight(self) -> None:
+        """Somebody else sends: what they raise does not tell whether they had begun."""
+        self._pooled = True
+
     def off_pool(self) -> None:
         """The transport could not prepare what it was about to send: nothing has left."""
         self._pooled = False
@@ -258,12 +263,12 @@ class Sending:
             retries.__dict__.update(self.retries.__dict__, history=self.retries.history + self._past)
             set_retries(raw, retries)
         if self._set_cookies:
-            message = getattr(getattr(raw, "_original_response", None), "msg", None)
-            if message is not None:  # cookie jars read it there
-                last = message.get_all("Set-Cookie", ())
-                del message["Set-Cookie"]
-                for cookie in (*self._set_cookies, *last):
-                    message["Set-Cookie"] = cookie
+            original: Any = getattr(raw, "_original_response", None)  # cookie jars read its `msg`
+            if getattr(original, "msg", None) is not None:
+                message = HTTPMessage()  # a new one: mocks put there what the caller sees
+                for name, value in [*(("Set-Cookie", cookie) for cookie in self._set_cookies), *original.msg.items()]:
+                    message[name] = value
+                original.msg = message
 
 
 _SUCCESS = {reused: Answered(status=200, reused=reused) for reused in (False, True)}
