@@ -124,7 +124,8 @@ local function take(to)
     if record.phase == FAILED then return same or renewed() end
     if record.phase == HELD then
       return to == ARMED and same and want.window ~= nil and record.first_armed ~= nil
-        and now < record.first_armed + want.window
+        and (want.window == math.huge
+          or ((record.last_armed or 0) <= now and now < record.first_armed + want.window))
     end
     return false
   end

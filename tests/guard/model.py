@@ -1,10 +1,13 @@
 """Every schedule of a small world, breadth first: calls, a server, a network, a ledger of the real transitions.
 
 A call arms, sends, learns what became of it (or does not) and tells the ledger. It may die at any moment: that is a
-call which takes no more steps, and every schedule of the others is searched. Statements to the ledger get lost, or are
-executed a second time much later. The power fails and takes every write with it that was not synced. In no reachable
-state has the server applied one key twice. And each rule is there for a reason: without it, the same search finds the
-duplicate.
+call which takes no more steps, and every schedule of the others is searched. Statements to the ledger get lost, lose
+their answers, or are executed a second time much later. The power fails and takes every write with it that was not
+synced; a replica takes over that lacks them, while the calls go on. In no reachable state has the server applied one
+key twice, or says the ledger "done" of what was never applied. And each rule is there for a reason: without it, the
+same search finds the story that breaks it.
+
+One key is enough: a transition sees one record, and no record of another key can change what it does.
 """
 
 from __future__ import annotations
@@ -29,11 +32,13 @@ class World:
 
     calls: int = 3  # all with the same key: redeliveries of one message by a queue
     arms: int = 3
-    power_losses: int = 0
-    losses: int = 0  # statements that never arrive
+    claims: int = 0  # calls that put themselves off before they arm
+    power_losses: int = 0  # of the machine: everybody dies, and what was not synced is gone
+    failovers: int = 0  # to a replica that lacks what was not waited for; everybody goes on
+    losses: int = 0  # statements that never arrive, or whose answer does not
     late: int = 0  # statements that are executed once more
     ticks: int = 2
-    jumps: int = 0  # the ledger's clock is set one lease forward
+    jumps: int = 0  # the ledger's clock is set forward by up to so many ticks, and back again
     retention: float = math.inf
     sweeps: bool = False  # expired records are deleted
     window: float | None = None  # of the policy
@@ -41,12 +46,13 @@ class World:
     travel: float = math.inf  # longest time between sending and applying
     reconciler: bool = False
     quiet: float = 3.0
-    arm_synced: bool = True
+    arm_synced: bool = True  # an arm is answered when it is on the disk, and on the replica
     deadline_checked: bool = True
     arms_first: bool = True
-    protocol: Any = transitions
-
     asks_in_time: bool = True
+    sends_unsure: bool = False  # without an answer to the arm, and takes it back all the same
+    good_news_early: bool = False  # written when the request is out
+    protocol: Any = transitions
 
     @property
     def timeless(self) -> bool:
@@ -60,8 +66,9 @@ class World:
 class Call(NamedTuple):
     """One call in one process. `message` is what became of its request, as the server knows it."""
 
-    doing: str = "new"  # new, armed, sent, answered, refused, lost, between, over
+    doing: str = "new"  # new, unsure, armed, sent, answered, refused, lost, between, over
     owner: int = 0
+    token: int = 0  # of an arm that was not answered
     fence: int = 0
     deadline: float = 0.0
     message: str = ""  # "", pending, applied, refused
@@ -69,6 +76,7 @@ class Call(NamedTuple):
 
 
 OVER = Call(doing="over")
+LOST = object()  # no answer came
 
 
 class State(NamedTuple):
@@ -81,7 +89,9 @@ class State(NamedTuple):
     now: int
     jumped: int
     arms: int  # that are left
+    claims: int
     power_losses: int
+    failovers: int
     losses: int
     late: int
     copies: tuple[tuple[Any, ...], ...]  # statements that will be executed once more
@@ -94,11 +104,13 @@ class Search:
         self.numbers: dict[Any, int] = {None: 0}
         self.executed: dict[Any, tuple[int, Any]] = {}
 
-    def duplicate(self, limit: int = 400_000) -> list[str] | None:
-        """The shortest story in which the server applies the key twice; None if there is none."""
+    def broken(self, limit: int = 400_000) -> list[str] | None:
+        """The shortest story in which the key is applied twice, or done and never applied; None if there is none."""
         w = self.world
         start = State(
-            0, (), (Call(),) * w.calls, (), 0, -1, 0, 0, w.arms, w.power_losses, w.losses, w.late, (),
+            record=0, unsynced=(), calls=(Call(),) * w.calls, network=(), effects=0, server_saw=-1, now=0, jumped=0,
+            arms=w.arms, claims=w.claims, power_losses=w.power_losses, failovers=w.failovers, losses=w.losses,
+            late=w.late, copies=(),
         )  # fmt: skip
         came: dict[State, tuple[State, str] | None] = {start: None}
         queue = deque([start])
@@ -109,7 +121,7 @@ class Search:
                 if after in came:
                     continue
                 came[after] = (state, what)
-                if after.effects > 1:
+                if after.effects > 1 or (not after.effects and self._done(following)):
                     return self._story(came, after)
                 possible = len(after.network) + sum(
                     call.message == "pending" or call.doing == "armed" for call in after.calls
@@ -120,6 +132,10 @@ class Search:
         self.states = len(came)
         return None
 
+    def _done(self, state: State) -> bool:
+        record = self.records[state.record]
+        return record is not None and record.phase is Phase.DONE
+
     def _essence(self, state: State) -> State:
         """After the last arm only the requests matter that are under way, or may still be sent."""
         if state.arms:
@@ -127,7 +143,9 @@ class Search:
         for call in state.calls:
             state = self._unheard(state, call)
         calls = tuple(sorted(call for call in state.calls if call.doing == "armed"))
-        return state._replace(record=0, unsynced=(), calls=calls, copies=(), power_losses=0, losses=0, late=0)
+        return state._replace(
+            record=0, unsynced=(), calls=calls, copies=(), claims=0, power_losses=0, failovers=0, losses=0, late=0
+        )
 
     @staticmethod
     def _story(came: dict[State, tuple[State, str] | None], state: State) -> list[str]:
@@ -155,6 +173,9 @@ class Search:
                 take = Take(key=KEY, owner=who, token=token, fingerprint=b"f", lease=LEASE, window=window)
                 after, answer = rules.arm(record, take, now, keep)
                 return after, answer if isinstance(answer, Taken) else None
+            case "claim":
+                take = Take(key=KEY, owner=who, token=bytes([99]), fingerprint=b"f", lease=-1.0)
+                return rules.claim(record, take, now, keep)[0], None
             case "park":
                 return rules.park(record, who, fence, now, keep, lease=LEASE), None
             case "reject":
@@ -181,7 +202,7 @@ class Search:
             first_seen=0.0,
             first_armed=record.first_armed if world.window else None,
             lease=max(record.lease, -1.0),
-            last_armed=record.last_armed if world.reconciler else None,
+            last_armed=record.last_armed if world.reconciler or world.window else None,
         )
         if record not in self.numbers:
             self.numbers[record] = len(self.records)
@@ -189,7 +210,7 @@ class Search:
         return self.numbers[record]
 
     def say(self, state: State, statement: tuple[Any, ...]) -> Iterator[tuple[str, State, Any]]:
-        """The statement arrives; or it arrives, and again later; or it never does."""
+        """The statement arrives; or it arrives, and again later; or it never does, or its answer is lost."""
         number, answer = self.run(statement, state.record, state.now + state.jumped)
         after = self._written(state, number, synced=statement[0] == "arm" and self.world.arm_synced)
         yield statement[0], after, answer
@@ -198,14 +219,14 @@ class Search:
             yield f"{statement[0]} (a copy is under way)", after._replace(late=state.late - 1, copies=again), answer
         if state.losses:
             # The caller learns nothing: for an arm that means not to send, whether it was executed or not.
-            yield f"{statement[0]} never arrives", state._replace(losses=state.losses - 1), None
+            yield f"{statement[0]} never arrives", state._replace(losses=state.losses - 1), LOST
             if answer is not None:
-                yield f"{statement[0]}, its reply is lost", after._replace(losses=state.losses - 1), None
+                yield f"{statement[0]}, its answer is lost", after._replace(losses=state.losses - 1), LOST
 
     def _written(self, state: State, number: int, *, synced: bool) -> State:
         if synced:
             return state._replace(record=number, unsynced=())
-        if number == state.record or not state.power_losses:
+        if number == state.record or not (state.power_losses or state.failovers):
             return state._replace(record=number)
         return state._replace(record=number, unsynced=(*state.unsynced, state.record))
 
@@ -240,6 +261,9 @@ class Search:
             calls = tuple(sorted(call if call.doing == "new" else OVER for call in state.calls))
             for number in {state.record, *state.unsynced}:
                 yield "the power fails", dark._replace(record=number, calls=calls)
+        if state.failovers:
+            for number in {state.record, *state.unsynced}:
+                yield "a replica takes over", state._replace(failovers=state.failovers - 1, record=number, unsynced=())
         record = self.records[state.record]
         if record is not None and record.phase is Phase.ARMED:
             yield from ((what, after) for what, after, _ in self.say(state, ("expire", 0, record.fence)))
@@ -254,7 +278,9 @@ class Search:
         elif state.now < world.ticks:
             yield "tick", state._replace(now=state.now + 1)
         if state.jumped < world.jumps:
-            yield "the clock jumps", state._replace(jumped=state.jumped + 1)
+            yield "the clock is set forward", state._replace(jumped=state.jumped + 1)
+        if state.jumped:
+            yield "the clock is set back", state._replace(jumped=state.jumped - 1)
 
     def _may_ask(self, state: State, record: Record) -> bool:
         # The statement looks at the clock when it is executed, which may be long after the provider answered.
@@ -269,17 +295,24 @@ class Search:
         match call.doing:
             case "new":
                 begun = call._replace(doing="between", owner=1 + sum(other.doing != "new" for other in state.calls))
+                yield from self._put_off(state, begun)
                 yield from self._arm(state, begun) if self.world.arms_first else self._send(state, begun)
             case "between":
                 yield from self._arm(state, call)
+            case "unsure":
+                if record := self._armed_by(state, call):
+                    yield from self._tell(state, call._replace(fence=record.fence), "park", "over", "takes back: ")
             case "armed":
                 if state.now < call.deadline:
                     yield from self._send(state, call)
                 yield from self._tell(state, call, "park", "between", "could not send: ")
             case "sent":
+                if self.world.good_news_early:
+                    for what, after, _ in self.say(state, ("done", call.owner, call.fence)):
+                        yield f"{what}, too early", after, OVER
                 if not self.world.arms_first and not call.fence:
                     for what, after, taken in self.say(state, ("arm", call.owner, 0, state.arms)):
-                        yield what, after, call._replace(fence=taken.fence if taken else -1)
+                        yield what, after, call._replace(fence=taken.fence if isinstance(taken, Taken) else -1)
                 elif call.message == "applied":
                     yield "gets 200", state, call._replace(doing="answered", message="", sent_at=0)
                 elif call.message == "refused":
@@ -301,12 +334,32 @@ class Search:
             if taken is None:
                 yield f"{what}: no", after, OVER
                 continue
+            if taken is LOST:
+                yield from self._unsure(what, after, call._replace(doing="unsure", token=statement[3]))
+                continue
             deadline = math.inf  # plain holding depends on no clock
             if self.world.deadline_checked and (self.world.window or self.world.reconciler):
                 deadline = state.now + LEASE
             if self.world.window and taken.tainted:
                 deadline = min(deadline, taken.first_armed - state.jumped + self.world.window)
             yield f"{what}: yes", after, call._replace(doing="armed", fence=taken.fence, deadline=deadline)
+
+    def _unsure(self, what: str, state: State, call: Call) -> Iterator[tuple[str, State, Call]]:
+        if not (self.world.sends_unsure and self._armed_by(state, call)):
+            yield what, state, call
+            return
+        for told, after in self._apply(state, 0):
+            yield f"{what}; sends all the same, server {told}", after, call
+
+    def _armed_by(self, state: State, call: Call) -> Record | None:
+        record, ours = self.records[state.record], (bytes([call.owner]), bytes([call.token]))
+        found = record is not None and record.phase is Phase.ARMED and (record.owner, record.token) == ours
+        return record if found else None
+
+    def _put_off(self, state: State, call: Call) -> Iterator[tuple[str, State, Call]]:
+        if state.claims:
+            for what, after, _ in self.say(state._replace(claims=state.claims - 1), ("claim", call.owner, 0)):
+                yield f"puts itself off: {what}", after, OVER
 
     def _send(self, state: State, call: Call) -> Iterator[tuple[str, State, Call]]:
         then = call._replace(doing="sent", message="pending", sent_at=state.now, deadline=0.0)

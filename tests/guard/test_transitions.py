@@ -98,6 +98,20 @@ def test_a_held_key_is_armed_again_only_inside_its_window() -> None:
             assert after is record
 
 
+def test_a_clock_that_was_set_back_closes_the_window() -> None:
+    """Nobody knows how long ago the first arm really was."""
+    record = held(100.0)
+    after, answer = t.arm(record, take(B, b"2", window=50.0), 99.9, KEEP)
+    assert isinstance(answer, Refused)
+    assert after is record
+    _, answer = t.arm(record, take(B, b"2", window=math.inf), 99.9, KEEP)  # duplicates are accepted
+    assert isinstance(answer, Taken)
+    again, _ = t.arm(record, take(B, b"2", window=50.0), 120.0, KEEP)
+    again = t.unknown(again, B, 2)
+    _, answer = t.arm(again, take(A, b"3", window=50.0), 119.0, KEEP)  # since the last arm, too
+    assert isinstance(answer, Refused)
+
+
 @pytest.mark.parametrize("other", [{"fingerprint": G}, {"generation": 2}, {"fingerprint": G, "generation": 2}])
 def test_a_held_key_is_never_armed_with_other_content_or_another_outgoing_key(other: dict[str, Any]) -> None:
     _, answer = t.arm(held(), take(B, b"2", window=math.inf, **other), 101.0, KEEP)
