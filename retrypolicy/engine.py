@@ -30,6 +30,7 @@ from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, rec
 from retrypolicy.outcome import Answered, Effect, Outcome, Reason, interrupts
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
+from retrypolicy.reports import attach
 from retrypolicy.shared import SharedState
 from retrypolicy.work import Attempts, Classify, Work, block_name
 
@@ -417,8 +418,7 @@ class Engine:
         if left is not None:
             with contextlib.suppress(LedgerUnavailable):  # the lease runs out by itself
                 self.perform(left)
-        if not isinstance(error, (CallRefused, Replay)):  # those are told of where they are turned into an answer
-            call.over(Reason.INTERRUPTED)
+        _tell_of_torn(call, error)
 
     async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
         """As `drive`, without blocking the event loop (asyncio or trio)."""
@@ -463,8 +463,7 @@ class Engine:
         if left is not None:
             with contextlib.suppress(LedgerUnavailable):
                 await to_the_end(self._perform_async(left))
-        if not isinstance(error, (CallRefused, Replay)):
-            call.over(Reason.INTERRUPTED)
+        _tell_of_torn(call, error)
 
     async def _perform_async(self, command: Perform) -> Any:
         method = getattr(self.ledger, command.operation)
@@ -586,6 +585,12 @@ def _place(url: str) -> tuple[str, str]:
         return parts.hostname or "", parts.path
     except ValueError:
         return "", ""
+
+
+def _tell_of_torn(call: Call, error: BaseException) -> None:
+    if not isinstance(error, (CallRefused, Replay)):  # those are told of where they are turned into an answer
+        call.over(Reason.INTERRUPTED)
+        attach(error, evolve(call.report(), reason=Reason.INTERRUPTED))  # a queue must know that there was a call
 
 
 def _healthy(outcome: Outcome) -> bool | None:

@@ -72,9 +72,12 @@ def test_during_an_attempt_the_key_is_held(error: type[BaseException]) -> None:
 @pytest.mark.parametrize("error", INTERRUPTS)
 def test_while_waiting_the_key_is_given_up(error: type[BaseException]) -> None:
     ledger = MemoryLedger()
-    with operation(key="k"), pytest.raises(error):
+    with operation(key="k"), pytest.raises(error) as caught:
         engine_of(ledger, clock=Torn(error)).run(raising, OSError, classify=lambda e: Effect.NOT_APPLIED)
     assert record_of(ledger).phase is Phase.FAILED
+    found = report(caught.value)
+    assert found is not None
+    assert (found.reason, found.effect) == (Reason.INTERRUPTED, Effect.NOT_APPLIED)
 
 
 # -- on a real wire --------------------------------------------------------------------------------------------------

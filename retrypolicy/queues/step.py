@@ -128,7 +128,7 @@ def next_step(
         return _again(of, now, found.retry_at, end)
     if found.held:
         return _held(of, found, now, age, end)
-    if found.effect is Effect.NOT_APPLIED and found.reason in _CUT_SHORT:
+    if found.reason in _CUT_SHORT and (found.effect is Effect.NOT_APPLIED or found.key_digest is not None):
         return _again(of, now, now + _patience(age, SOON), end)
     return GiveUp(error=_fit(of))
 

@@ -223,6 +223,26 @@ def test_what_cut_the_run_short_is_no_reason_to_give_up(desk: Desk) -> None:
     assert isinstance(desk.step(sent.value), Held)
 
 
+class Torn(VirtualClock):
+    """A clock whose sleep ends as a soft time limit ends it."""
+
+    def sleep(self, *args: Any) -> bool:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_cut_short_between_two_attempts(desk: Desk, keyed: bool) -> None:
+    desk.clock = Torn()
+    desk.ledger = MemoryLedger(clock=desk.clock)
+    desk.server.play([Answer(500)])
+    if keyed:
+        desk.provider = Provider(name="made-up", hosts=("127.0.0.1",), key=KeyPlacement(header="X-Key", window=7200.0))
+    else:
+        desk.server.play([Answer(429)])
+    now = desk.clock.now()
+    assert desk.step(desk.run(POLICY.with_(backoff=Constant(seconds=1)))) == RetryAt(when=now + 5)
+
+
 @pytest.mark.parametrize("kind", [LedgerUnavailable, CircuitOpen])
 def test_what_is_away_for_a_while(desk: Desk, kind: Any) -> None:
     now = desk.clock.now()
@@ -244,12 +264,9 @@ def test_our_own_errors_stay_what_they_are(desk: Desk, error: Exception) -> None
 
 def test_an_error_that_others_made_of_ours_is_seen_through(desk: Desk) -> None:
     now = desk.clock.now()
-    with pytest.raises(RuntimeError) as caught:
-        try:
-            raise SendDeferred("not yet", retry_at=now + 9)
-        except SendDeferred as error:
-            raise RuntimeError("in the shop's own words") from error
-    assert desk.step(caught.value) == RetryAt(when=now + 9)
+    error = RuntimeError("in the shop's own words")
+    error.__cause__ = SendDeferred("not yet", retry_at=now + 9)
+    assert desk.step(error) == RetryAt(when=now + 9)
 
 
 def test_an_error_of_the_job_itself_is_left_alone(desk: Desk) -> None:
