@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from urllib3 import exceptions as errors
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from retrypolicy.outcome import Failed, Stage
 from retrypolicy.urllib3.wire import Watch
@@ -21,6 +22,7 @@ _NEVER_CONNECTED = (
     errors.ClosedPoolError,
     errors.LocationValueError,
     ssl.SSLCertVerificationError,
+    CertificateError,  # the certificate is for another name
 )
 
 # The same attempt would end the same way. ValueError is what urllib3, http.client and requests say of URLs, hosts and
