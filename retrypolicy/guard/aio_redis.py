@@ -13,7 +13,7 @@ from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Filter, Phase, Record
 from retrypolicy.guard.redis import a_client, connect, split_options
-from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, record_of, text_of, unavailable
+from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, is_current, record_of, text_of, unavailable
 from retrypolicy.guard.stepped import AsyncSteppedLedger, Steps
 
 T = TypeVar("T")
@@ -90,7 +90,10 @@ class AsyncRedisLedger(AsyncSteppedLedger[RedisSteps]):
             keys = [bytes.fromhex(name.removeprefix(self._steps.prefix)) for name in page]
             _, now = await self.read(keys[0])
             for name, key, flat in zip(page, keys, found, strict=True):
-                record = record_of(key, [item for pair in flat.items() for item in pair])
+                if is_current(flat):
+                    record = record_of(key, [item for pair in flat.items() for item in pair])
+                else:
+                    record = (await self.read(key))[0]
                 if record is not None and name not in seen:
                     seen.add(name)
                     yield record, now

@@ -25,6 +25,9 @@ T = TypeVar("T")
 TABLE = "retrypolicy_ledger"
 SCHEMA_VERSION = 1
 _COMMENT = "retrypolicy ledger, schema "
+# From each older version to the next one, as statements of PL/pgSQL with {table} in them. They may only add what has a
+# default: processes of an older release go on.
+_UPGRADES: dict[int, str] = {}
 _LOCK = 0x52504C47  # one creation of a table at a time
 _PAGE = 500
 _ROUNDS = 20  # how often a record may change under our hands before we give up
@@ -46,6 +49,20 @@ CREATE TABLE IF NOT EXISTS {table} (
 ) WITH (fillfactor = 80);
 CREATE INDEX IF NOT EXISTS {index} ON {table} (collect_hour);
 COMMENT ON TABLE {table} IS '{comment}{version}'
+"""
+# One process after the other, and only if none did it meanwhile: each statement looks anew, whatever the session's
+# isolation. And without patience: behind a table that is read for long, all senders would wait with us.
+_UPGRADE = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = '1s';
+SELECT pg_advisory_xact_lock({lock});
+DO $upgrade$ BEGIN
+    IF obj_description(to_regclass({name}), 'pg_class') = '{comment}{version}' THEN
+        {steps}
+        COMMENT ON TABLE {table} IS '{comment}{next}';
+    END IF;
+END $upgrade$;
+COMMIT
 """
 
 # A time taken once for the whole statement, never now(): that is when the transaction began. And whether this commit
@@ -332,23 +349,37 @@ class PostgresSteps:
         if self._ready:
             return
         name = f"'{self._table}'"
-        ((exists, comment),) = yield Statement(_VERSION.format(name=name))
-        if not exists:
+        names = {"table": self._table, "name": name, "lock": _LOCK, "comment": _COMMENT}
+        version = yield from self._version(name)
+        if version is None:
             index = self._table.rpartition(".")[2] + "_collect"
-            yield Statement(
-                _SCHEMA.format(table=self._table, index=index, lock=_LOCK, comment=_COMMENT, version=SCHEMA_VERSION),
-                prepare=False,
-            )
-            ((exists, comment),) = yield Statement(_VERSION.format(name=name))
-        version = (comment or "").removeprefix(_COMMENT)
-        if version == (comment or "") or not version.isdigit():
-            raise ConfigurationError(f"ledger in PostgreSQL: the table {self._table} is something else, not a ledger")
-        if int(version) > SCHEMA_VERSION:
+            yield Statement(_SCHEMA.format(**names, index=index, version=SCHEMA_VERSION), prepare=False)
+            version = yield from self._version(name)
+        while version in _UPGRADES:
+            steps = _UPGRADES[version].format(**names)
+            yield Statement(_UPGRADE.format(**names, steps=steps, version=version, next=version + 1), prepare=False)
+            version = yield from self._version(name)
+        if version != SCHEMA_VERSION:
+            who = "a newer release" if (version or 0) > SCHEMA_VERSION else "no release of retrypolicy"
             raise ConfigurationError(
-                f"ledger in PostgreSQL: the table {self._table} was made by a newer release "
+                f"ledger in PostgreSQL: the table {self._table} was made by {who} "
                 f"(schema {version}; this one knows up to {SCHEMA_VERSION})"
             )
         self._ready = True
+
+    def _version(self, name: str) -> Steps[int | None]:
+        """Of the table's schema; None: there is no table. Raises `ConfigurationError` for a table of somebody else."""
+        look = Statement(_VERSION.format(name=name))
+        ((exists, comment),) = yield look
+        if exists and comment is None:
+            # Made at this moment: that a table is there shows before what was said of it.
+            ((exists, comment),) = yield look
+        if not exists:
+            return None
+        version = (comment or "").removeprefix(_COMMENT)
+        if version == (comment or "") or not version.isdigit():
+            raise ConfigurationError(f"ledger in PostgreSQL: the table {self._table} is something else, not a ledger")
+        return int(version)
 
 
 def _row(rows: list[tuple[Any, ...]]) -> tuple[Record | None, float, str | None]:

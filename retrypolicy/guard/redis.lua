@@ -6,6 +6,11 @@
 
 local CLAIMED, ARMED, DONE, FAILED, HELD = 1, 2, 3, 4, 5
 
+-- What a record's fields mean has a version, which each record carries ('ve'). One of an older version is read as if it
+-- were of this one, and stored so with its next change. UPGRADES[n] makes the fields of version n those of n + 1.
+local VERSION = 1
+local UPGRADES = {}
+
 -- Short names: every record carries them.
 local TEXTS = {owner = 'ow', token = 'to', fingerprint = 'fp', result = 're', label = 'lb', provider = 'pr'}
 local NUMBERS = {
@@ -34,11 +39,23 @@ if not foreign_clock then
   now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
-local stored = {} -- the hash as it is
+local stored = {} -- the hash as it is, in this version
 local record = nil -- the same by its long names, with numbers as numbers; nil as well when it has expired
 local flat = redis.call('HGETALL', KEYS[1])
 for i = 1, #flat, 2 do stored[flat[i]] = flat[i + 1] end
+local on_server = stored
 if #flat > 0 then
+  local version = tonumber(stored.ve)
+  if UPGRADES[version] then
+    on_server = {}
+    for short, text in pairs(stored) do on_server[short] = text end
+  end
+  while UPGRADES[version] do
+    UPGRADES[version](stored)
+    version = version + 1
+  end
+  if version ~= VERSION then return redis.error_reply('RETRYPOLICY ' .. (stored.ve or '?')) end
+  stored.ve = tostring(VERSION)
   record = {}
   for name, short in pairs(TEXTS) do record[name] = stored[short] or '' end
   for name, short in pairs(NUMBERS) do record[name] = number(stored[short] or '') end
@@ -50,18 +67,22 @@ local function save()
   local set, gone = {}, {}
   local function put(short, text)
     if text == '' then
-      if stored[short] then gone[#gone + 1] = short end
-    elseif stored[short] ~= text then
+      if on_server[short] then gone[#gone + 1] = short end
+    elseif on_server[short] ~= text then
       set[#set + 1] = short
       set[#set + 1] = text
     end
     stored[short] = text ~= '' and text or nil
   end
   for name, short in pairs(TEXTS) do put(short, record[name]) end
+  put('ve', tostring(VERSION))
   for name, short in pairs(NUMBERS) do
     local value = record[name]
     -- 17 digits bring every double back as it was.
     put(short, (value == nil or value == 0) and '' or string.format('%.17g', value))
+  end
+  for short in pairs(on_server) do
+    if stored[short] == nil then gone[#gone + 1] = short end -- an older version called it otherwise
   end
   -- First what a full server refuses; once this is through, the rest is.
   if #set > 0 then redis.call('HSET', KEYS[1], unpack(set)) end

@@ -15,7 +15,7 @@ from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Filter, Phase, Record
-from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, record_of, text_of, unavailable
+from retrypolicy.guard.redis_steps import Batch, RedisSteps, is_a, is_current, record_of, text_of, unavailable
 from retrypolicy.guard.stepped import SteppedLedger, Steps, take_options, yes_or_no
 
 T = TypeVar("T")
@@ -94,7 +94,10 @@ class RedisLedger(SteppedLedger[RedisSteps]):
             keys = [bytes.fromhex(name.removeprefix(self._steps.prefix)) for name in page]
             _, now = self.read(keys[0])
             for key, flat in zip(keys, found, strict=True):
-                record = record_of(key, [item for pair in flat.items() for item in pair])
+                if is_current(flat):
+                    record = record_of(key, [item for pair in flat.items() for item in pair])
+                else:
+                    record = self.read(key)[0]
                 if record is not None and key not in seen:
                     seen.add(key)
                     yield record, now

@@ -23,6 +23,7 @@ from retrypolicy.guard.stepped import Steps
 logger = logging.getLogger("retrypolicy.ledger")
 
 PREFIX = "retrypolicy:send:"
+SCHEMA_VERSION = 1
 _SCRIPT = Path(__file__).with_name("redis.lua").read_text(encoding="utf-8")
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # EVALSHA names a script so
 
@@ -168,7 +169,7 @@ class RedisSteps:
         if is_a(replies[0], "NoScriptError"):  # a new server, or one that was restarted
             replies = yield Batch(name, [("EVAL", _SCRIPT, *arguments), *commands[1:]])
         if isinstance(replies[0], Exception):
-            raise unavailable(replies[0])
+            raise _of_another_version(operation, replies[0]) or unavailable(replies[0])
         return replies
 
     def _check(self) -> Steps[None]:
@@ -247,14 +248,31 @@ def unavailable(error: Exception) -> LedgerUnavailable:
     return unavailable
 
 
+def _of_another_version(operation: str, error: Exception) -> ConfigurationError | LedgerUnavailable | None:
+    _, ours, version = str(error).partition("RETRYPOLICY ")
+    if not ours:
+        return None
+    text = (
+        f"ledger in Redis: a record of schema {version}, and this release reads {SCHEMA_VERSION}: upgrade retrypolicy"
+    )
+    # After a send, the caller still gets its answer.
+    return (ConfigurationError if operation in ("arm", "claim", "read") else LedgerUnavailable)(text)
+
+
+def is_current(fields: Mapping[Any, Any]) -> bool:
+    """Whether a hash, as a client gives it, is a record of this version; or none."""
+    return not fields or text_of(fields.get(b"ve") or fields.get("ve")) == str(SCHEMA_VERSION)
+
+
 def record_of(key: bytes, flat: Sequence[Any]) -> Record | None:
     """The record from names and values in turn; None if there are none."""
     if not flat:
         return None
     values: dict[str, Any] = {}
     for short, value in zip(flat[::2], flat[1::2], strict=True):
-        name, read = _FIELDS[text_of(short)]
-        values[name] = read(text_of(value))
+        if (name := text_of(short)) != "ve":
+            name, read = _FIELDS[name]
+            values[name] = read(text_of(value))
     return Record(key=key, **values)
 
 

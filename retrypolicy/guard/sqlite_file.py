@@ -46,7 +46,8 @@ _SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-# From each older version to the next one.
+# From each older version to the next one. They may only add what has a default: processes of an older release that have
+# the file open go on.
 _UPGRADES: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE sends ADD COLUMN collect REAL NOT NULL DEFAULT 0",
@@ -362,6 +363,8 @@ def _prepare(connection: sqlite3.Connection, path: str) -> bool:
         raise ConfigurationError(
             f"{path} is a ledger of version {version}; this release reads up to {SCHEMA_VERSION}: upgrade retrypolicy"
         )
+    if not empty and version not in (*_UPGRADES, SCHEMA_VERSION):
+        raise ConfigurationError(f"{path} is a ledger of version {version}, which no release of retrypolicy made")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise ConfigurationError(
