@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from retrypolicy.clock import SystemClock
@@ -84,14 +84,16 @@ class Group(Generic[W]):
     def _leave(self, me: object) -> None:
         if self._busy is me:
             self._busy = None
-        with suppress(RuntimeError):  # not ours
+        try:
             self._turn.release()
+        except RuntimeError:  # not ours
+            return
 
     def _serve_all(self, own: _Job[W], deadline: float) -> None:
-        jobs = [own]
+        jobs, queue = [own], self._queue
         try:
-            while self._queue and len(jobs) < _MOST:
-                job = self._queue.popleft()
+            while queue and len(jobs) < _MOST:
+                job = queue.popleft()
                 if not (job is own or job.finished or job.withdrawn):
                     jobs.append(job)
             self._together(jobs, deadline)

@@ -46,10 +46,11 @@ class MemoryLedger:
             return _shared.setdefault(parts.path, cls())
 
     def arm(self, take: Take) -> Taken | Refused:
+        key = take.key
         with self._lock:
-            before = self._records.get(take.key)
-            after, answer = transitions.arm(before, take, self._clock.now(), self._retention)
-            self._keep(take.key, after)
+            after, answer = transitions.arm(self._records.get(key), take, self._clock.now(), self._retention)
+            if after is not None:
+                self._records[key] = after
             return answer
 
     def claim(self, take: Take) -> Taken | Refused:
@@ -75,7 +76,8 @@ class MemoryLedger:
         with self._lock:
             before = self._records.get(key)
             after = transitions.done(before, key, result, self._clock.now(), self._retention, provider=provider)
-            return self._changed(key, before, after)
+            self._records[key] = after
+            return after is not before
 
     def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
         with self._lock:
