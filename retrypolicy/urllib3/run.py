@@ -177,7 +177,7 @@ class Run(Sending):
 
     def _read(self, response: BaseHTTPResponse) -> bytes:
         content = response.read(cache_content=True)
-        if cut_short(response, content):
+        if response.decode_content and cut_short(response, content):
             raise DecodeError("the body stopped before the end of its compressed stream")
         return content
 
