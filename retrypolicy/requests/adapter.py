@@ -148,6 +148,15 @@ class RetryAdapter(HTTPAdapter):
         response: requests.Response = Run(self, request, stream, options).to_the_end()
         return response
 
+    @property
+    def hooked(self) -> bool:
+        """Is the guard called between "connected" and the first byte? It is if nobody sends but HTTPAdapter itself.
+
+        Another adapter, a class in between, or a mock in the place of its `send` may do anything: the key is armed
+        before they are called.
+        """
+        return self.transport is None and getattr(super().send, "__func__", None) is _SEND
+
     def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """One attempt, through whatever sends."""
         transport = self.transport
@@ -162,10 +171,9 @@ class RetryAdapter(HTTPAdapter):
 
     def _look_into(self, transport: BaseAdapter, run: Run, options: dict[str, Any]) -> None:
         """Watch the wire of another adapter, if its `send` is HTTPAdapter's: one attempt, on the pool that it finds."""
-        if getattr(transport.send, "__func__", None) is not HTTPAdapter.send:
+        if not isinstance(transport, HTTPAdapter) or getattr(transport.send, "__func__", None) is not _SEND:
             run.out_of_sight()
             return
-        assert isinstance(transport, HTTPAdapter)
         verify, cert = options["verify"], options["cert"]
         with suppress(Exception):  # which `send` meets, too
             pool = transport.get_connection_with_tls_context(run.request, verify, options["proxies"], cert)
@@ -244,6 +252,7 @@ def _usable(timeout: Any) -> bool:
     return True
 
 
+_SEND = HTTPAdapter.send
 _BUILD = HTTPAdapter.build_response
 
 

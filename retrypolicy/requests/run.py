@@ -41,7 +41,7 @@ class Run(Sending):
     # -- beginning and end, as `Sending` asks for them ----------------------------------------------------------------
 
     def begin(self) -> Call:
-        request, hooked = self._original, self._adapter.transport is None  # nobody looks into a foreign one
+        request, hooked = self._original, self._adapter.hooked
         hop = hop_of(request)
         if hop is None:
             return self.engine.begin(

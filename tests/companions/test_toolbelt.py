@@ -80,9 +80,9 @@ def test_a_fingerprint_that_does_not_match_is_no_reason_to_ask_again(shape: Any,
     right = hashlib.sha256(ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode())).hexdigest()
     with FaultServer([BUSY, Answer(200)], tls=context) as server:
         check = {"data": b"pay", "verify": str(tmp_path / "ca.pem")}
-        with shape(FingerprintAdapter, fingerprint="00" * 32)() as session:
-            with pytest.raises(requests.exceptions.SSLError) as caught:
-                session.post(server.url(), **check)
+        wrong = shape(FingerprintAdapter, fingerprint="00" * 32)
+        with wrong() as session, pytest.raises(requests.exceptions.SSLError) as caught:
+            session.post(server.url(), **check)
         assert (server.connections, server.complete) == (1, 0)
         with shape(FingerprintAdapter, fingerprint=right)() as session:
             assert session.post(server.url(), **check).status_code == 200
