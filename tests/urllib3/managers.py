@@ -16,6 +16,14 @@ from tests.requests.soundness import POLICY, Cell, limit_for
 
 AT_ONCE = RetryPolicy(backoff=Constant(seconds=0))
 BUSY = Answer(503, headers={"Retry-After": "0"})
+TIMED = RetryPolicy(total_timeout=0.4, backoff=Constant(seconds=0))
+LATE = 2.0
+"""Seconds that a call under TIMED takes at the very most, on however slow a machine."""
+
+
+def moved(status: int, to: str = "/elsewhere") -> Answer:
+    """A redirect."""
+    return Answer(status, b"over there", headers={"Location": to})
 
 
 def honouring(**more: Any) -> Provider:
