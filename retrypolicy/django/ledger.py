@@ -133,8 +133,8 @@ class DatabaseLedger:
         answer: Mapping[Phase, int] = self._do("counts")
         return answer
 
-    def purge(self, limit: int = 500) -> int:
-        return int(self._do("purge", limit))
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        return int(self._do("purge", limit, dry_run=dry_run))
 
     def problems(self) -> list[str]:
         return list(self._do("problems"))

@@ -59,7 +59,7 @@ class AsyncLedger(Protocol):
     ) -> bool: ...
     def records(self, where: Filter = Filter()) -> AsyncIterator[Record]: ...  # noqa: B008 - an immutable value
     async def counts(self) -> Mapping[Phase, int]: ...
-    async def purge(self, limit: int = 500) -> int: ...
+    async def purge(self, limit: int = 500, *, dry_run: bool = False) -> int: ...
     async def problems(self) -> list[str]: ...
     async def close(self) -> None: ...
 
@@ -133,8 +133,8 @@ class _ThreadedLedger:
     async def counts(self) -> Mapping[Phase, int]:
         return await _in_thread(self._ledger.counts)
 
-    async def purge(self, limit: int = 500) -> int:
-        return await _in_thread(self._ledger.purge, limit)
+    async def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        return await _in_thread(self._ledger.purge, limit, dry_run=dry_run)
 
     async def problems(self) -> list[str]:
         return await _in_thread(self._ledger.problems)

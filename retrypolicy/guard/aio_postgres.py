@@ -62,8 +62,8 @@ class AsyncPostgresLedger(AsyncSteppedLedger[PostgresSteps]):
     async def counts(self) -> Mapping[Phase, int]:
         return await self._run(self._steps.counts(), SLOW)
 
-    async def purge(self, limit: int = 500) -> int:
-        return await self._run(self._steps.purge(limit), SLOW)
+    async def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        return await self._run(self._steps.over() if dry_run else self._steps.purge(limit), SLOW)
 
     async def close(self) -> None:
         connections = self._idle.pop(asyncio.get_running_loop(), deque())

@@ -49,11 +49,11 @@ class AsyncRedisLedger(AsyncSteppedLedger[RedisSteps]):
     async def counts(self) -> Mapping[Phase, int]:
         return Counter([record.phase async for record in self.records()])
 
-    async def purge(self, limit: int = 500) -> int:
+    async def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
         if self._steps.server_collects:
             return 0  # the server does it
         over = [record.key async for record, now in self._scan() if transitions.live(record, now) is None]
-        return sum([await self._run(self._steps.purge(key)) for key in over[:limit]])
+        return len(over) if dry_run else sum([await self._run(self._steps.purge(key)) for key in over[:limit]])
 
     async def close(self) -> None:
         client = self._clients.pop(asyncio.get_running_loop(), None)

@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     _add_bulk(releasing)
 
     purging = make("purge", _purge, "delete what is past its retention; armed and held records stay")
-    purging.add_argument("--by", metavar="NAME", help="for the audit (default: account@host)")
+    _add_care(purging)
 
     make("stats", _stats, "count the records of each phase")
 
@@ -98,6 +98,10 @@ def _add_filters(parser: argparse.ArgumentParser, *, phases: bool = True) -> Non
 
 def _add_bulk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every record that there is to change")
+    _add_care(parser)
+
+
+def _add_care(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--by", metavar="NAME", help="for the audit (default: account@host)")
 
@@ -210,8 +214,11 @@ def _change(options: argparse.Namespace, ledger: Ledger, work: Callable[[Record]
 
 
 def _purge(options: argparse.Namespace, ledger: Ledger) -> int:
-    count = upkeep.purge(ledger, by=options.by or upkeep.whoami())
-    print(json.dumps({"deleted": count}) if options.json else f"{count} expired record(s) deleted")
+    count = upkeep.purge(ledger, by=options.by or upkeep.whoami(), dry_run=options.dry_run)
+    if options.json:
+        deleted = 0 if options.dry_run else count
+        return _print_json([{"expired": count, "deleted": deleted, "dry_run": options.dry_run}])
+    print(f"{count} expired record(s) {'would be ' if options.dry_run else ''}deleted")
     return DONE
 
 

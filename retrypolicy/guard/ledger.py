@@ -168,8 +168,8 @@ class Ledger(Protocol):
         """How many records stand in each phase."""
         ...
 
-    def purge(self, limit: int = 500) -> int:
-        """Delete up to `limit` expired records; returns how many."""
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        """Delete up to `limit` expired records; returns how many. `dry_run`: only count all that there are."""
         ...
 
     def problems(self) -> list[str]:

@@ -120,10 +120,12 @@ class MemoryLedger:
     def counts(self) -> Mapping[Phase, int]:
         return Counter(record.phase for record in self.records())
 
-    def purge(self, limit: int = 500) -> int:
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
         with self._lock:
             now = self._clock.now()
             over = [key for key, record in self._records.items() if transitions.live(record, now) is None]
+            if dry_run:
+                return len(over)
             for key in over[:limit]:
                 del self._records[key]
         return len(over[:limit])

@@ -74,8 +74,8 @@ class PostgresLedger(SteppedLedger[PostgresSteps]):
     def counts(self) -> Mapping[Phase, int]:
         return self._run(self._steps.counts(), SLOW)
 
-    def purge(self, limit: int = 500) -> int:
-        return self._run(self._steps.purge(limit), SLOW)
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        return self._run(self._steps.over() if dry_run else self._steps.purge(limit), SLOW)
 
     def close(self) -> None:
         _close_all(self._idle)

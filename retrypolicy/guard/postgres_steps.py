@@ -106,10 +106,11 @@ AND (%(phases)s::smallint[] IS NULL OR r.phase = ANY(%(phases)s)) ORDER BY r.key
 _COUNT = """{begin}
 SELECT r.phase, count(*) FROM t, {table} r WHERE r.phase IN (2, 5) OR r.expires > t.now GROUP BY r.phase
 """
+_PAST = """r.collect_hour <= (SELECT floor(t.now / 3600)::integer FROM t) AND r.expires <= (SELECT t.now FROM t)
+        AND r.phase IN (1, 3, 4)"""
+_OVER = "{begin} SELECT count(*) FROM {table} r WHERE {past}"
 _PURGE = """{begin}, over AS MATERIALIZED (
-    SELECT r.key FROM {table} r
-    WHERE r.collect_hour <= (SELECT floor(t.now / 3600)::integer FROM t) AND r.expires <= (SELECT t.now FROM t)
-        AND r.phase IN (1, 3, 4)
+    SELECT r.key FROM {table} r WHERE {past}
     ORDER BY r.collect_hour LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)
 DELETE FROM {table} r USING over WHERE r.key = over.key RETURNING true
 """
@@ -155,9 +156,9 @@ class PostgresSteps:
         self._retention = retention
         self._clock = clock
         self._ready = False
-        names = {"begin": _BEGIN, "still": _STILL, "table": table, "columns": _COLUMNS}
-        self._read, self._take, self._done, self._list, self._count, self._purge = (
-            text.format(**names) for text in (_READ, _TAKE, _DONE, _LIST, _COUNT, _PURGE)
+        names = {"begin": _BEGIN, "still": _STILL, "table": table, "columns": _COLUMNS, "past": _PAST}
+        self._read, self._take, self._done, self._list, self._count, self._over, self._purge = (
+            text.format(**names) for text in (_READ, _TAKE, _DONE, _LIST, _COUNT, _OVER, _PURGE)
         )
         self._insert = _INSERT.format(**names, values=", ".join(f"%({name})s" for name in _NAMES))
         self._update = _UPDATE.format(**names, changes=", ".join(f"{n} = %({n})s" for n in _NAMES if n != "key"))
@@ -257,6 +258,12 @@ class PostgresSteps:
         yield from self._prepare()
         rows = yield self._say(self._count)
         return {Phase(phase): count for phase, count in rows}
+
+    def over(self) -> Steps[int]:
+        """How many records have expired."""
+        yield from self._prepare()
+        ((count,),) = yield self._say(self._over)
+        return int(count)
 
     def purge(self, limit: int) -> Steps[int]:
         yield from self._prepare()

@@ -66,10 +66,12 @@ class RedisLedger(SteppedLedger[RedisSteps]):
     def counts(self) -> Mapping[Phase, int]:
         return Counter(record.phase for record in self.records())
 
-    def purge(self, limit: int = 500) -> int:
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
         if self._steps.server_collects:
             return 0  # the server does it
         over = (record.key for record, now in self._scan() if transitions.live(record, now) is None)
+        if dry_run:
+            return len(list(over))
         return sum(self._run(self._steps.purge(key)) for key in islice(over, limit))
 
     def close(self) -> None:

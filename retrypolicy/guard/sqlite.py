@@ -36,6 +36,7 @@ _COLUMNS = ", ".join(_NAMES)
 _VALUES = f"INTO sends ({_COLUMNS}, collect) VALUES ({', '.join('?' * len(_NAMES))}, ?)"
 _SELECT = f"SELECT {_COLUMNS} FROM sends"  # noqa: S608 - the names are attributes of Record
 _COUNT = "SELECT phase, count(*) FROM sends WHERE phase IN (2, 5) OR expires > ? GROUP BY phase"
+_OVER = "SELECT count(*) FROM sends WHERE collect <= ?1 AND phase IN (1, 3, 4) AND expires <= ?1"
 _DUE = "SELECT key, phase, expires FROM sends WHERE collect <= ? ORDER BY collect LIMIT ?"
 # transitions.done for the usual case: the record is armed or held.
 _DONE = """
@@ -201,7 +202,10 @@ class SQLiteLedger:
             rows = connection.execute(_COUNT, (self._clock.now(),)).fetchall()
         return {Phase(phase): count for phase, count in rows}
 
-    def purge(self, limit: int = 500) -> int:
+    def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
+        if dry_run:
+            with self._reader() as connection:
+                return int(connection.execute(_OVER, (self._clock.now(),)).fetchone()[0])
         while True:
             looked_at, deleted = self._run(_Work(lambda connection: self._collect(connection, limit)))
             if deleted or not looked_at:

@@ -158,8 +158,10 @@ def release(ledger: Ledger, record: Record, *, by: str, dry_run: bool = False) -
     return _told(change)
 
 
-def purge(ledger: Ledger, *, by: str) -> int:
-    """Delete every record that is past its retention, in steps; returns how many."""
+def purge(ledger: Ledger, *, by: str, dry_run: bool = False) -> int:
+    """Delete every record that is past its retention, in steps; returns how many it was, or would be."""
+    if dry_run:
+        return ledger.purge(dry_run=True)
     total = 0
     while count := ledger.purge():
         total += count

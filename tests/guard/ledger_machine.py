@@ -231,10 +231,13 @@ class _LedgerMachine(RuleBasedStateMachine):
     def purge(self, limit: int) -> None:
         now = self._now()
         over = [key for key, record in self.model.items() if transitions.live(record, now) is None]
+        counted = self.ledger.purge(limit, dry_run=True)
+        assert counted <= len(over)
         deleted = 0
         while count := self.ledger.purge(limit):
             assert count <= limit
             deleted += count
+        assert deleted == counted or self.subject.tolerance
         assert deleted <= len(over)  # less where the server deletes by itself
         for key in over:
             del self.model[key]  # gone: a clock that jumps back does not bring it back

@@ -295,8 +295,12 @@ def test_purge_deletes_what_is_past_its_retention_and_never_what_is_open(
         put(ledger, "armed", Phase.ARMED)
     with closing(open_ledger(url)) as ledger:
         put(ledger, "new", Phase.DONE)
+    assert run("purge", "--ledger", url, "--dry-run") == 0
+    assert capsys.readouterr() == ("5 expired record(s) would be deleted\n", "")  # nor an audit line
+    assert run("purge", "--ledger", url, "--json", "--dry-run") == 0
+    assert rows(capsys) == [{"expired": 5, "deleted": 0, "dry_run": True}]
     assert run("purge", "--ledger", url, "--json") == 0
-    assert rows(capsys) == [{"deleted": 5}]
+    assert rows(capsys) == [{"expired": 5, "deleted": 5, "dry_run": False}]
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM sends").fetchone() == (3,)
 
