@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of
+from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of, understand
 from retrypolicy.errors import (
     AlreadyDone,
     CallRefused,
@@ -45,9 +45,9 @@ from retrypolicy.events import (
 )
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
 from retrypolicy.guard.reconcile import HeldSend, Reconciler, quiet_time
-from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report
+from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report, interrupts
 from retrypolicy.policy import RetryPolicy
-from retrypolicy.rules import Meaning, meaning
+from retrypolicy.rules import Meaning
 
 if TYPE_CHECKING:
     from retrypolicy.budget import BudgetState
@@ -89,7 +89,6 @@ ATTEMPT = Attempt()
 Command = Attempt | Wait | Perform | Ask
 Steps = Generator[Command, Any, Decision]
 
-_SUCCESS = Stop(reason=Reason.SUCCESS)
 _GLANCE = 0.02
 """Seconds between two looks at a call of this process that has the same key."""
 
@@ -146,6 +145,7 @@ class Call:
     _armed = False
     _claimed = False
     _checked = False
+    _in_the_way: tuple[Record, float] | None = None  # a record that lets no attempt through, and when that was so
     _unrecorded = 0
     _pending: Perform | None = None
     _asked = False
@@ -219,6 +219,8 @@ class Call:
                 yield from self._arm_before()
             outcome: Outcome = yield ATTEMPT
             elapsed = monotonic() - began
+            if self.guarded and not (self._armed or self._checked or self._claimed):
+                yield from self._look(outcome)
             said, effect, decision = self._decide(outcome)
             if self.guarded:
                 decision = yield from self._settle(outcome, said, effect, decision)
@@ -275,11 +277,13 @@ class Call:
     def _decide(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
         """What the outcome means, what the call's effect is by now, and what follows."""
         policy, engine = self.policy, self.engine
-        if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and not outcome.body_error:
-            said, effect = _APPLIED, Effect.APPLIED
-            decision: Decision = _SUCCESS
-        else:
-            said, effect, decision = self._judge(outcome)
+        now = engine.clock.now()
+        said = understand(policy, self, outcome, now)
+        if self.first_seen is None:
+            self.first_seen = now - self.elapsed
+        decision = judge(policy, self, outcome, said, now, engine.random())
+        effect = call_effect(said.effect, self.tainted, said.sure)
+        self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
         if policy.budget is not None or policy.breaker is not None:
             decision = engine.account(self, outcome, effect, decision)
         if type(decision) is not Stop:
@@ -289,24 +293,6 @@ class Call:
             elif type(decision) is Defer and not engine.defers:
                 decision = Stop(reason=decision.reason)
         return said, effect, decision
-
-    def _judge(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
-        policy = self.policy
-        now = self.engine.clock.now()
-        said = meaning(
-            outcome,
-            rules=policy.rules,
-            refusal_statuses=policy.refusal_statuses,
-            unsafe=self.method not in ("GET", "HEAD"),
-            tainted=self.tainted,
-            now=now,
-        )
-        if self.first_seen is None:
-            self.first_seen = now - (self.engine.clock.monotonic() - self._started)
-        decision = judge(policy, self, outcome, said, now=now, random=self.engine.random())
-        limited = isinstance(outcome, Failed) and outcome.retry_limit is not None
-        self.streak = self.streak + 1 if limited else 0
-        return said, call_effect(said.effect, tainted=self.tainted, sure=said.sure), decision
 
     # What `judge` asks, like the fields of `History`: a value of its own for every attempt would cost more than the rest.  # noqa: E501
 
@@ -358,7 +344,7 @@ class Call:
         self._armed = True
         self._unrecorded = 0
         self._fence = answer.fence
-        self.attempts = answer.attempts
+        self.attempts = max(self.attempts, answer.attempts)  # less: another caller ended the call, and a new one began
         self._first_armed = answer.first_armed
         self.first_seen = answer.first_seen
         self.tainted = self.tainted or answer.tainted
@@ -569,16 +555,13 @@ class Call:
         return decision
 
     def _settle_unarmed(self, decision: Decision, until: float) -> Generator[Command, Any, Decision]:
-        """The attempt ended before its arm: proven unsent. At most one read, or one write to keep it for later."""
+        """The attempt ended before its arm: proven unsent. At most one write, to keep it for later."""
         if isinstance(decision, Stop):
             yield from self._give_up()
             return decision
+        if self._in_the_way is not None:
+            self._refuse(*self._in_the_way)
         if isinstance(decision, Retry):
-            if not self._checked and not self._claimed:
-                self._checked = True
-                record, now = yield from self._read()
-                if record is not None and record.phase in (Phase.DONE, Phase.HELD) and not self._may_rearm(record, now):
-                    self._refuse(record, now)
             return decision
         if self._claimed:
             ours = (self.digest, self._owner, self._fence)
@@ -599,6 +582,22 @@ class Call:
         self._unrecorded = 0
         self.recorded = yield from self._write("claim", (take,))
         return decision
+
+    def _look(self, outcome: Outcome) -> Generator[Command, Any, None]:
+        """The first attempt ended before its arm, where it would have learnt what earlier runs did: one read."""
+        if isinstance(outcome, Failed) and interrupts(outcome.error):
+            return
+        self._checked = True
+        record, now = yield from self._read()
+        if record is None or record.phase not in (Phase.CLAIMED, Phase.DONE, Phase.HELD):
+            return
+        if record.phase is not Phase.CLAIMED and not self._may_rearm(record, now):
+            self._in_the_way = record, now
+        elif record.fingerprint == self.fingerprint:
+            # Without these, runs that never get as far as an arm would put the call off for ever.
+            self.attempts += record.attempts
+            self.first_seen, self._first_armed = record.first_seen, record.first_armed
+            self.tainted = self.tainted or record.taint
 
     def _read(self) -> Generator[Command, Any, tuple[Record | None, float]]:
         try:
@@ -663,8 +662,9 @@ class Call:
         self.tainted = effect is not Effect.NOT_APPLIED
         if type(decision) is Retry:
             self.previous = decision.delay
-            kind = kind_of(outcome)
-            self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
+            if self.policy.limits is not None:
+                kind = kind_of(outcome)
+                self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
         if self.engine.listeners:
             told = _attempt_report(*self._records[-1])
             self.tell(
@@ -765,9 +765,6 @@ def _attempt_report(number: int, outcome: Outcome, effect: Effect, decision: Dec
         elapsed=elapsed,
         reused=outcome.reused,
     )
-
-
-_APPLIED = Meaning(effect=Effect.APPLIED, retry=False)
 
 
 def _action(decision: Decision) -> str:
