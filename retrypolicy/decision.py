@@ -26,9 +26,9 @@ from retrypolicy.outcome import (
     interrupts,
 )
 from retrypolicy.policy import Limits, RetryPolicy
-from retrypolicy.rules import Meaning, meaning
+from retrypolicy.rules import Meaning, meaning, standard
 
-__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge", "raises"]
+__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge", "raises", "understand"]
 
 
 @frozen(kw_only=True)
@@ -107,17 +107,22 @@ def decide(
 
     `now` is wall-clock time; `random` is one number from [0, 1); `permit` says whether the budget allows a retry.
     """
-    if type(outcome) is Answered and 200 <= outcome.status < 300 and not policy.rules and outcome.body_error is None:
-        return _SUCCESS
-    said = meaning(
+    return judge(policy, history, outcome, understand(policy, history, outcome, now), now, random, permit)
+
+
+def understand(policy: RetryPolicy, history: Known, outcome: Outcome, now: float) -> Meaning:
+    """What an outcome means under a policy: what `judge` goes by."""
+    unsafe = history.method not in ("GET", "HEAD")
+    if not policy.rules:
+        return standard(outcome, policy.refusal_statuses, unsafe, now)
+    return meaning(
         outcome,
         rules=policy.rules,
         refusal_statuses=policy.refusal_statuses,
-        unsafe=history.method not in ("GET", "HEAD"),
+        unsafe=unsafe,
         tainted=history.tainted,
         now=now,
     )
-    return judge(policy, history, outcome, said, now=now, random=random, permit=permit)
 
 
 def judge(
@@ -125,7 +130,6 @@ def judge(
     history: Known,
     outcome: Outcome,
     said: Meaning,
-    *,
     now: float,
     random: float,
     permit: bool = True,
@@ -180,7 +184,7 @@ def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
     return stopped and outcome.status in policy.status_forcelist
 
 
-def call_effect(effect: Effect, *, tainted: bool, sure: bool = False) -> Effect:
+def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
     """A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure)."""
     if effect is Effect.NOT_APPLIED and tainted and not sure:
         return Effect.UNKNOWN
@@ -213,7 +217,7 @@ def _not_retryable(
 
 def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
-    effect = call_effect(said.effect, tainted=history.tainted, sure=said.sure)
+    effect = call_effect(said.effect, history.tainted, said.sure)
     nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
     gated = not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")
     if gated and policy.allowed_methods is not None and history.method not in policy.allowed_methods:

@@ -112,12 +112,12 @@ class Answered:
         found: dict[str, str] | None = self.__dict__.get("_hints")  # a cached_property takes a lock
         if found is None:
             found = self.__dict__["_hints"] = {}
-            names = "\n".join(self.headers).lower()
+            headers = self.headers
+            names = "\n".join(headers).lower()
             if "retry" in names or "ratelimit" in names:  # most answers say nothing: that is seen at a glance
-                for name, value in self.headers.items():
-                    low = name.lower()
+                for low, name in zip(names.split("\n"), headers, strict=False):
                     if low in HINTS:  # a field may come in several lines (RFC 9110 5.2)
-                        found[low] = f"{found[low]}, {value}" if low in found else value
+                        found[low] = f"{found[low]}, {headers[name]}" if low in found else headers[name]
         return found
 
 

@@ -213,7 +213,7 @@ def meaning(
     `tainted`: an earlier attempt of the call has an unknown effect.
     `now`: wall-clock seconds since the epoch, against which a date in Retry-After is read.
     """
-    base = _standard(outcome, refusal_statuses, unsafe, now)
+    base = standard(outcome, refusal_statuses, unsafe, now)
     if not rules:
         return base
     document = _Document(outcome)
@@ -229,7 +229,8 @@ def meaning(
     return base
 
 
-def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool, now: float | None) -> Meaning:
+def standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool, now: float | None) -> Meaning:
+    """`meaning` where there are no rules: the standard table."""
     if not isinstance(outcome, Answered):
         return _REFUSED if outcome.stage in NOTHING_SENT else _UNKNOWN
     status = outcome.status
@@ -248,6 +249,8 @@ def _standard(outcome: Outcome, refusal_statuses: frozenset[int], unsafe: bool, 
 
 def _has_retry_after(hints: Mapping[str, str], now: float | None) -> bool:
     """A hint that can't be read, or lies decades away, is none: nothing says that the server refused on purpose."""
+    if not hints:
+        return False
     value = hints.get("retry-after")
     if value is None:
         return False
