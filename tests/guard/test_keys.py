@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import subprocess
@@ -199,6 +200,13 @@ def test_a_rotation_costs_one_read_a_call_and_only_while_it_lasts(secret: Any, c
     ledger = Counting()
     attempt(ledger, secret, "k", lambda: None)
     assert ledger.calls == calls
+
+
+@given(secret=st.binary(min_size=1, max_size=200), first=st.binary(max_size=20), rest=st.lists(st.binary(max_size=100)))
+def test_a_digest_is_an_hmac_of_its_parts_after_their_lengths(secret: bytes, first: bytes, rest: list[bytes]) -> None:
+    """RFC 2104. What ledgers already hold depends on it, so it never changes."""
+    message = b"".join(len(part).to_bytes(8, "big") + part for part in (first, *rest))
+    assert Secret.of(secret).digest(first, *rest) == hmac.digest(secret, message, "sha256")
 
 
 def test_what_the_ledger_keeps_can_not_be_guessed_without_the_secret(tmp_path: Path) -> None:
