@@ -17,7 +17,7 @@ except ImportError as error:
 from retrypolicy.testing.strategies import printing
 from retrypolicy.testing.strategies.attempts import failures, histories, outcomes, responses
 from retrypolicy.testing.strategies.parts import backoffs, breakers, budgets, guards, limits, rules
-from retrypolicy.testing.strategies.policies import policies
+from retrypolicy.testing.strategies.policy import policies
 from retrypolicy.testing.strategies.sending import faults, keys, requests, schedules
 
 printing.register()

@@ -13,9 +13,9 @@ from hypothesis.strategies import SearchStrategy
 
 from retrypolicy.decision import History
 from retrypolicy.outcome import Answered, Failed, Outcome, Stage
-from retrypolicy.testing.strategies.making import check_integer, check_number, check_some, making, pinned, seconds
+from retrypolicy.testing.strategies.making import check_integer, check_number, check_some, making, pinned, seconds, some
 from retrypolicy.testing.strategies.parts import HOUR, final_statuses
-from retrypolicy.testing.strategies.policies import METHODS
+from retrypolicy.testing.strategies.policy import METHODS
 
 NOW = 1_000_000.0
 """What a new `VirtualClock` shows."""
@@ -64,7 +64,7 @@ def responses(**fields: Any) -> SearchStrategy[Answered]:
     A field given by name is as the caller says: a strategy to draw it from, or its value.
     """
     usual: dict[str, SearchStrategy[Any]] = {
-        "headers": making(dict, {}, _plain),
+        "headers": making(dict, {}, some(_plain, most=3)),
         "body": _bodies,
         "body_error": _lost.map(lambda kind: kind()),
         "pushback": seconds(0, 2 * HOUR),
@@ -133,11 +133,11 @@ def histories(
             given["spent"] = dict(Counter(given["spent"][:made]))
         return History(**given)
 
-    first = making(make, always, sometimes)
+    first = making(make, always, some(sometimes))
     if max_attempts == 1:
         return first
     attempts = {"attempts": later.pop("attempts")}
-    return first | making(make, {**always, **attempts}, {**sometimes, **later})
+    return first | making(make, {**always, **attempts}, some({**sometimes, **later}))
 
 
 _spent = st.lists(st.sampled_from(["connect", "read", "status", "other"]), max_size=8)

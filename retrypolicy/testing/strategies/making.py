@@ -19,20 +19,27 @@ Strategies = Mapping[str, SearchStrategy[Any]]
 Changes = list[tuple[str, Any]]
 
 
-def making(kind: Callable[..., T], always: Strategies, sometimes: Strategies) -> SearchStrategy[T]:
-    """A value of this kind: with every field of `always`, and some of `sometimes`."""
-    if not sometimes:
-        return _made(kind, always, st.just([]))
-    # A list, not a flag for each: few are drawn, which is fast, and each can be dropped by itself. Now and then many.
-    change = _change(st.sampled_from(list(sometimes)), sometimes)
-    return _made(kind, always, st.lists(change, max_size=3) | st.lists(change, max_size=8))
+def making(kind: Callable[..., T], always: Strategies, *choices: SearchStrategy[Changes]) -> SearchStrategy[T]:
+    """A value of this kind: with every field of `always`, and those that are drawn from each of the `choices`."""
+    return _made(kind, always, choices)
+
+
+def some(fields: Strategies, *, least: int = 0, most: int = 6) -> SearchStrategy[Changes]:
+    """A few of these fields: those that differ from their defaults."""
+    # A list, not a flag for each: few are drawn, which is fast, and each can be dropped by itself.
+    change = _change(st.sampled_from(list(fields)), fields) if fields else st.nothing()
+    return st.lists(change, min_size=least, max_size=most)
 
 
 @st.composite
-def _made(draw: st.DrawFn, kind: Callable[..., T], always: Strategies, changes: SearchStrategy[Changes]) -> T:
+def _made(
+    draw: st.DrawFn, kind: Callable[..., T], always: Strategies, choices: tuple[SearchStrategy[Changes], ...]
+) -> T:
     # Not `st.builds`: examples would show that call in place of the value.
     given = {name: draw(strategy) for name, strategy in always.items()}
-    return kind(**given, **dict(draw(changes)))
+    for choice in choices:
+        given.update(draw(choice))
+    return kind(**given)
 
 
 @st.composite
@@ -59,7 +66,7 @@ def pinned(kind: Callable[..., T], given: Mapping[str, Any], usual: Strategies) 
         except PolicyError as error:
             raise InvalidArgument(f"{name}: {error}") from error
         always[name] = st.just(value)
-    return making(kind, always, {name: each for name, each in usual.items() if name not in always})
+    return making(kind, always, some({name: each for name, each in usual.items() if name not in always}))
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
@@ -108,3 +115,8 @@ def seconds(low: float, high: float) -> SearchStrategy[float]:
 def maybe(strategy: SearchStrategy[T]) -> SearchStrategy[T | None]:
     """This or None."""
     return st.none() | strategy
+
+
+def sets(strategy: SearchStrategy[T], most: int, *, least: int = 0) -> SearchStrategy[frozenset[T]]:
+    """Small sets. (Those of hypothesis draw from what is left, so that dropping one member changes the next.)"""
+    return st.lists(strategy, min_size=least, max_size=most).map(frozenset)

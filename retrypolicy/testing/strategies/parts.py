@@ -20,6 +20,8 @@ from retrypolicy.testing.strategies.making import (
     making,
     pinned,
     seconds,
+    sets,
+    some,
 )
 
 HOUR = 3600.0
@@ -66,7 +68,7 @@ def _backoffs(kind: type, longest: float) -> SearchStrategy[Any]:
             given["cap"] = min(most, given["base"] + given["cap"])  # drawn as how far it lies above the base
         return kind(**given)
 
-    return making(make, {name: fields[name] for name in _BACKOFFS[kind]}, {})
+    return making(make, {name: fields[name] for name in _BACKOFFS[kind]})
 
 
 def budgets(*, max_tokens: float = 1000.0, shared: bool = False) -> SearchStrategy[RetryBudget]:
@@ -87,11 +89,11 @@ def budgets(*, max_tokens: float = 1000.0, shared: bool = False) -> SearchStrate
     }
     window = seconds(0.1, HOUR)
     kinds = [
-        making(RetryBudget, {}, {**fields, "capacity": paid}),
-        making(RetryBudget, {"charge": st.just("failure")}, {**fields, "capacity": paid}),
+        making(RetryBudget, {}, some({**fields, "capacity": paid})),
+        making(RetryBudget, {"charge": st.just("failure")}, some({**fields, "capacity": paid})),
     ]
     if not shared:
-        kinds.append(making(RetryBudget, {"capacity": st.none(), "window": window}, fields))
+        kinds.append(making(RetryBudget, {"capacity": st.none(), "window": window}, some(fields)))
     return st.one_of(kinds)
 
 
@@ -138,7 +140,7 @@ _pointers = st.sampled_from(["/name", "/error/code", "/errors/0/type"]) | st.tex
 _scalars = st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8)
 _header_names = st.sampled_from(["x-error", "retry-after"]) | st.text("abcdefg-", min_size=1, max_size=6)
 _CONDITIONS: dict[str, SearchStrategy[Any]] = {
-    "status": st.frozensets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), min_size=1, max_size=3),
+    "status": sets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), 3, least=1),
     "header": st.dictionaries(_header_names, st.just("*") | st.text("abc 01", max_size=6), min_size=1, max_size=2),
     "json": st.dictionaries(_pointers, _scalars | st.lists(_scalars, max_size=3), min_size=1, max_size=2),
 }
@@ -147,24 +149,16 @@ _VERDICTS: dict[str, SearchStrategy[Any]] = {
     "retry": st.booleans(),
     "pushback": seconds(0, HOUR) | _pointers,
 }
-_EITHER: dict[str, SearchStrategy[Any]] = {
-    **_VERDICTS,
+_STAGES: dict[str, SearchStrategy[Any]] = {"stage": st.sampled_from(Stage)}
+_MORE: dict[str, SearchStrategy[Any]] = {
     "tainted": st.booleans(),
     "from_key_layer": st.booleans(),
     "source": st.text(max_size=8),
 }
+_said = (some(_VERDICTS, least=1, most=2), some(_MORE, most=2))
+_rules = making(Rule, {}, some(_CONDITIONS, least=1, most=2), *_said) | making(Rule, _STAGES, *_said)
 
 
 def rules() -> SearchStrategy[Rule]:
     """Rules with at least one condition and at least one verdict."""
     return _rules
-
-
-def _rule(condition: str, verdict: str) -> SearchStrategy[Rule]:
-    conditions = {"stage": st.sampled_from(Stage)} if condition == "stage" else _CONDITIONS
-    always = {condition: conditions[condition], verdict: _VERDICTS[verdict]}
-    rest = {name: each for name, each in {**conditions, **_EITHER}.items() if name not in always}
-    return making(Rule, always, rest)
-
-
-_rules = st.one_of([_rule(condition, verdict) for condition in (*_CONDITIONS, "stage") for verdict in _VERDICTS])

@@ -18,9 +18,10 @@ from retrypolicy.testing.strategies.making import (
     check_some,
     making,
     seconds,
+    some,
 )
 from retrypolicy.testing.strategies.parts import final_statuses
-from retrypolicy.testing.strategies.policies import METHODS
+from retrypolicy.testing.strategies.policy import METHODS
 from retrypolicy.testing.turns import Turn
 
 _letters = st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp"))
@@ -53,7 +54,7 @@ def requests(
     return making(
         dict,
         {"method": st.sampled_from(check_some("methods", methods, METHODS)), "url": path.map(url.rstrip("/").__add__)},
-        {"headers": making(dict, {}, _SIMPLE_HEADERS), "data": st.binary(max_size=max_body)},
+        some({"headers": making(dict, {}, some(_SIMPLE_HEADERS)), "data": st.binary(max_size=max_body)}),
     )
 
 
@@ -131,5 +132,5 @@ def schedules(
         sometimes["jump"] = st.sampled_from([60.0, -60.0, 3600.0, -3600.0, 86400.0, -86400.0])
     if crashes:
         sometimes["crash"] = st.just(True)
-    turn = making(Turn, {"caller": st.integers(0, callers - 1)}, sometimes)
+    turn = making(Turn, {"caller": st.integers(0, callers - 1)}, some(sometimes, most=2))
     return st.lists(turn, min_size=1, max_size=max_size).map(tuple)
