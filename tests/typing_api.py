@@ -6,11 +6,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, assert_type
 
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager, ProxyManager
+
 from retrypolicy import Engine, Exponential, History, Report, RetryPolicy, decide, load_policies, report
 from retrypolicy.backoff import Backoff
 from retrypolicy.config import Finding, lint
 from retrypolicy.decision import Decision
 from retrypolicy.outcome import Answered
+from retrypolicy.urllib3 import RetryPoolManager, RetryProxyManager
 from retrypolicy.work import Block
 
 engine = Engine()
@@ -54,6 +57,14 @@ assert_type(RetryPolicy().with_(max_attempts=3), RetryPolicy)
 assert_type(lint(RetryPolicy(), "resend"), list[Finding])
 assert_type(report(OSError()), Report | None)
 assert_type(decide(RetryPolicy(), History(), Answered(status=503), now=0.0, random=0.5), Decision)
+
+http = RetryPoolManager(RetryPolicy(), ledger="memory:", maxsize=4)
+assert_type(http.policy, RetryPolicy)
+assert_type(http.engine, Engine)
+assert_type(http.request("GET", "https://example.com"), BaseHTTPResponse)
+assert_type(http.connection_from_url("https://example.com"), HTTPConnectionPool)
+manager: PoolManager = http
+proxy_manager: ProxyManager = RetryProxyManager("http://proxy.example.com", RetryPolicy(), provider="resend")
 
 backoff: Backoff = Exponential()
 keeps: Callable[[int], float] = lambda a: decorated(a, b="")  # noqa: E731 - the type is what is looked at
