@@ -595,7 +595,7 @@ class Call:
             self._in_the_way = record, now
         elif record.fingerprint == self.fingerprint:
             # Without these, runs that never get as far as an arm would put the call off for ever.
-            self.attempts += record.attempts
+            self.attempts = record.attempts + self._unrecorded
             self.first_seen, self._first_armed = record.first_seen, record.first_armed
             self.tainted = self.tainted or record.taint
 
