@@ -80,7 +80,7 @@ class Run(Sending):
         if sent_before is not None:
             return sent_before  # type: ignore[no-any-return]  # made by `replayed`
         try:
-            if not self.stream and response._content is False:
+            if not self.stream and response._content is False and not self._is_for_auth(response):
                 read(response)  # too large to be read for an answer that might have been retried
             if raises(call.policy, Answered(status=response.status_code), decision):
                 text = f"too many {response.status_code} error responses"
@@ -123,7 +123,13 @@ class Run(Sending):
     def raw(self, response: requests.Response) -> Any:
         return response.raw
 
+    def _is_for_auth(self, response: requests.Response) -> bool:
+        """Will a hook look at this answer that may need it as it came? (NTLM and Kerberos dig for the socket in it.)"""
+        return response.status_code in (401, 407) and bool(self._original.hooks.get("response"))
+
     def read(self, response: requests.Response) -> bytes | None:
+        if self._is_for_auth(response):
+            return None
         if response.status_code >= 400 and huge(response.raw):
             return None
         try:

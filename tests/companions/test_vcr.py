@@ -66,9 +66,9 @@ def test_a_request_that_is_not_on_the_cassette(opened: Opened, tmp_path: Path) -
     with FaultServer([Answer(200)]) as server:
         with vcr.use_cassette(cassette), opened() as session:
             session.get(server.url())
-        with vcr.use_cassette(cassette, record_mode=vcr.mode.NONE), opened() as session:
-            with pytest.raises(CannotOverwriteExistingCassetteException):
-                session.post(server.url("/other"), data=b"pay")
+        played_back = vcr.use_cassette(cassette, record_mode=vcr.mode.NONE)
+        with played_back, opened() as session, pytest.raises(CannotOverwriteExistingCassetteException):
+            session.post(server.url("/other"), data=b"pay")
         assert server.complete == 1
 
 
