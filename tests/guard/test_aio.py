@@ -20,8 +20,8 @@ from retrypolicy.guard.aio import AsyncLedger, AsyncPostgresLedger, AsyncRedisLe
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record, Refused, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.guard.sqlite import SQLiteLedger
+from retrypolicy.testing.machines import LedgerMachine, Subject
 
-from .ledger_machine import Subject, ledger_machine
 from .servers import Postgres, Valkey, postgres, quick_valkey, valkey
 from .takes import OTHER, OWNER, key, take
 
@@ -71,7 +71,7 @@ def _redis() -> Subject:
     with _running[0].client() as client:
         client.flushdb()
     driven: Any = Driven(AsyncRedisLedger(_running[0].url, clock=clock, allow_forgetful=True))
-    return Subject(ledger=driven, advance=clock.jump, close=driven.end)
+    return Subject(ledger=driven, advance=clock.jump, close=driven.end, threads=False)
 
 
 def _postgres() -> Subject:
@@ -79,25 +79,37 @@ def _postgres() -> Subject:
     with psycopg.connect(_running[1].dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS async_machine")
     driven: Any = Driven(AsyncPostgresLedger(_running[1].dsn, clock=clock, table="async_machine"))
-    return Subject(ledger=driven, advance=clock.jump, close=driven.end)
+    return Subject(ledger=driven, advance=clock.jump, close=driven.end, threads=False)
 
 
 def _threads() -> Subject:
     clock = VirtualClock()
     driven: Any = Driven(to_async(MemoryLedger(clock=clock)))
-    return Subject(ledger=driven, advance=clock.jump, close=driven.end)
+    return Subject(ledger=driven, advance=clock.jump, close=driven.end, threads=False)
 
 
-class TestRedisAgainstTheModel(ledger_machine(_redis).TestCase):  # type: ignore[misc] - made by hypothesis
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+class RedisAgainstTheModel(LedgerMachine):
+    open = staticmethod(_redis)
 
 
-class TestPostgresAgainstTheModel(ledger_machine(_postgres).TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+TestRedisAgainstTheModel = RedisAgainstTheModel.TestCase
+TestRedisAgainstTheModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
 
 
-class TestThreadsAgainstTheModel(ledger_machine(_threads).TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+class PostgresAgainstTheModel(LedgerMachine):
+    open = staticmethod(_postgres)
+
+
+TestPostgresAgainstTheModel = PostgresAgainstTheModel.TestCase
+TestPostgresAgainstTheModel.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+
+
+class ThreadsAgainstTheModel(LedgerMachine):
+    open = staticmethod(_threads)
+
+
+TestThreadsAgainstTheModel = ThreadsAgainstTheModel.TestCase
+TestThreadsAgainstTheModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
 
 
 # -- all of them

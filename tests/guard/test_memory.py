@@ -11,8 +11,7 @@ from hypothesis import settings
 from retrypolicy.clock import VirtualClock
 from retrypolicy.guard.ledger import Phase, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
-
-from .ledger_machine import Subject, ledger_machine
+from retrypolicy.testing.machines import LedgerMachine, Subject
 
 
 def _subject() -> Subject:
@@ -20,8 +19,12 @@ def _subject() -> Subject:
     return Subject(ledger=MemoryLedger(clock=clock), advance=clock.jump)
 
 
-class TestAgainstTheModel(ledger_machine(_subject).TestCase):  # type: ignore[misc] - made by hypothesis
-    settings = settings(stateful_step_count=30, deadline=None)
+class AgainstTheModel(LedgerMachine):
+    open = staticmethod(_subject)
+
+
+TestAgainstTheModel = AgainstTheModel.TestCase
+TestAgainstTheModel.settings = settings(stateful_step_count=30, deadline=None)
 
 
 def take(number: int = 0, **more: object) -> Take:

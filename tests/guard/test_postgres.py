@@ -23,8 +23,8 @@ from retrypolicy.guard.key import Secret, fingerprint, key_digest
 from retrypolicy.guard.ledger import Filter, Phase, Refused, Take, Taken
 from retrypolicy.guard.opening import open_ledger
 from retrypolicy.guard.postgres import PostgresLedger
+from retrypolicy.testing.machines import LedgerMachine, Subject
 
-from .ledger_machine import Subject, ledger_machine
 from .servers import Postgres, postgres
 from .takes import OTHER, OWNER, arm, key, phase, standing, take
 
@@ -62,7 +62,12 @@ def _with_our_clock() -> Subject:
     clock = VirtualClock()
     ask(_running[0], "DROP TABLE IF EXISTS machine")
     ledger = PostgresLedger(_running[0].dsn, table="machine", clock=clock)
-    return Subject(ledger=ledger, advance=clock.jump, close=ledger.close)
+    return Subject(
+        ledger=ledger,
+        advance=clock.jump,
+        reopen=lambda: PostgresLedger(_running[0].dsn, table="machine", clock=clock),
+        close=ledger.close,
+    )
 
 
 def _with_the_servers_clock() -> Subject:
@@ -71,12 +76,20 @@ def _with_the_servers_clock() -> Subject:
     return Subject(ledger=ledger, close=ledger.close, tolerance=2.0)
 
 
-class TestAgainstTheModel(ledger_machine(_with_our_clock).TestCase):  # type: ignore[misc] - made by hypothesis
-    settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+class AgainstTheModel(LedgerMachine):
+    open = staticmethod(_with_our_clock)
 
 
-class TestAgainstTheModelByTheServersClock(ledger_machine(_with_the_servers_clock).TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestAgainstTheModel = AgainstTheModel.TestCase
+TestAgainstTheModel.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+
+
+class AgainstTheModelByTheServersClock(LedgerMachine):
+    open = staticmethod(_with_the_servers_clock)
+
+
+TestAgainstTheModelByTheServersClock = AgainstTheModelByTheServersClock.TestCase
+TestAgainstTheModelByTheServersClock.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
 
 
 # -- what it costs

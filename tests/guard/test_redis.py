@@ -21,8 +21,8 @@ from retrypolicy.guard.key import Secret, fingerprint, key_digest
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Refused, Take, Taken
 from retrypolicy.guard.opening import open_ledger
 from retrypolicy.guard.redis import RedisLedger
+from retrypolicy.testing.machines import LedgerMachine, Subject
 
-from .ledger_machine import Subject, ledger_machine
 from .servers import Valkey, new_valkey, quick_valkey, valkey
 from .takes import OTHER, OWNER, arm, key, phase, standing, take
 
@@ -48,7 +48,12 @@ def _with_our_clock() -> Subject:
     clock = VirtualClock()
     ledger = RedisLedger(_running[0].url, clock=clock, allow_forgetful=True)
     ledger._client.flushdb()
-    return Subject(ledger=ledger, advance=clock.jump, close=ledger.close)
+    return Subject(
+        ledger=ledger,
+        advance=clock.jump,
+        reopen=lambda: RedisLedger(_running[0].url, clock=clock, allow_forgetful=True),
+        close=ledger.close,
+    )
 
 
 def _with_the_servers_clock() -> Subject:
@@ -57,12 +62,20 @@ def _with_the_servers_clock() -> Subject:
     return Subject(ledger=ledger, close=ledger.close, tolerance=2.0)
 
 
-class TestAgainstTheModel(ledger_machine(_with_our_clock).TestCase):  # type: ignore[misc] - made by hypothesis
-    settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+class AgainstTheModel(LedgerMachine):
+    open = staticmethod(_with_our_clock)
 
 
-class TestAgainstTheModelByTheServersClock(ledger_machine(_with_the_servers_clock).TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestAgainstTheModel = AgainstTheModel.TestCase
+TestAgainstTheModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+class AgainstTheModelByTheServersClock(LedgerMachine):
+    open = staticmethod(_with_the_servers_clock)
+
+
+TestAgainstTheModelByTheServersClock = AgainstTheModelByTheServersClock.TestCase
+TestAgainstTheModelByTheServersClock.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 
 
 def test_times_come_back_to_the_last_digit(quick_valkey: Valkey) -> None:

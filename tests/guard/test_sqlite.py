@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import LedgerUnavailable, PolicyError
 from retrypolicy.guard.ledger import Filter, Phase, Refused, Take, Taken
 from retrypolicy.guard.sqlite import SQLiteLedger
-
-from .ledger_machine import Subject, ledger_machine
+from retrypolicy.testing.machines import LedgerMachine, Subject
 
 KEY = b"k" * 32
 
@@ -42,20 +42,23 @@ class TestAgainstTheModel:
         # One file for all examples, emptied between them: making one takes longer than an example.
         with tempfile.TemporaryDirectory() as folder:
             self.clock = VirtualClock()
-            self.ledger = SQLiteLedger(Path(folder) / "sends.db", clock=self.clock, durability="process")
-            self.raw = sqlite3.connect(Path(folder) / "sends.db", isolation_level=None)
+            self.path = Path(folder) / "sends.db"
+            self.ledger = self.opened()
+            self.raw = sqlite3.connect(self.path, isolation_level=None)
             yield
             self.raw.close()
             self.ledger.close()
 
+    def opened(self) -> SQLiteLedger:
+        return SQLiteLedger(self.path, clock=self.clock, durability="process")
+
     def subject(self) -> Subject:
         self.raw.execute("DELETE FROM sends")
-        return Subject(ledger=self.ledger, advance=self.clock.jump)
+        return Subject(ledger=self.ledger, advance=self.clock.jump, reopen=self.opened)
 
     def test_same_answers_same_records(self) -> None:
-        case = ledger_machine(self.subject).TestCase
-        case.settings = settings(stateful_step_count=30, deadline=None)
-        case().runTest()
+        machine = type("Machine", (LedgerMachine,), {"open": staticmethod(self.subject)})
+        run_state_machine_as_test(machine, settings=settings(stateful_step_count=30, deadline=None))
 
 
 def test_threads_race_for_one_key_and_exactly_one_gets_it(path: Path) -> None:

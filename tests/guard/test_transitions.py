@@ -1,4 +1,4 @@
-"""The protocol, sentence by sentence. The stores are compared with it in ledger_machine, its safety is checked in
+"""The protocol, sentence by sentence. The stores are compared with it by `LedgerMachine`, its safety is checked in
 test_model."""
 
 from __future__ import annotations

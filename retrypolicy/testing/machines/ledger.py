@@ -1,45 +1,52 @@
-"""Runs any ledger against the pure transitions: same answers, same records, whatever the order of operations.
-
-    class TestMine(ledger_machine(open_subject).TestCase): ...
-
-`open_subject()` gives a fresh, empty `Subject` for each example.
-"""
+"""Any ledger against the pure transitions: same answers, same records, whatever the order of operations."""
 
 from __future__ import annotations
 
-import contextlib
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from retrypolicy.clock import VirtualClock
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import RETENTION, Filter, Ledger, Phase, Record, Refused, Take, Taken
+from retrypolicy.guard.memory import MemoryLedger
+from retrypolicy.testing.machines.coverage import Machine
+from retrypolicy.testing.machines.likeness import same_answer, same_record
 
 KEYS = (b"k" * 32, b"l" * 32)
 _KEYS = st.sampled_from((*KEYS[:1] * 3, KEYS[1]))  # one key mostly: bugs lie in long stories, not in many
 OWNERS = (b"A" * 16, b"B" * 16, b"C" * 16)
+RACERS = (b"X" * 16, b"Y" * 16, b"Z" * 16)  # others: a key between its attempts is free for its owner alone
 PRINTS = (b"f" * 32, b"g" * 32)
 SHORT, LONG = 10.0, 10_000.0
-_TIMES = ("lease", "first_seen", "first_armed", "last_armed", "not_before", "expires")
 
 
-@define
+@frozen(kw_only=True)
 class Subject:
-    """A ledger under test.
+    """A ledger under test: fresh and empty.
 
-    `advance(seconds)` moves the time that the ledger reads, forward or back; None where it can't be moved (a server's
-    clock): then only what is over at once, or not within the test, is tried, and times may differ by `tolerance`.
+    advance: moves the time that the ledger reads by so many seconds, forward or back. None where it can't be moved (a
+        server's clock): then only what is over at once, or not within the test, is tried.
+    reopen: opens the same store again, as another process does while the first still has it open, or has died.
+    close: called at the end.
+    retention: seconds that the ledger keeps settled records.
+    tolerance: seconds by which its times may differ from the model's, where its clock is not ours.
+    threads: it may be called from several threads at once.
     """
 
     ledger: Ledger
     advance: Callable[[float], None] | None = None
+    reopen: Callable[[], Ledger] | None = None
     close: Callable[[], None] = field(default=lambda: None)
     retention: float = RETENTION
     tolerance: float = 0.0
+    threads: bool = True
 
 
 @frozen
@@ -52,22 +59,23 @@ class _Said:
     mean: Callable[[Record | None, float], tuple[Record | None, Any]]
 
 
-def ledger_machine(open_subject: Callable[[], Subject]) -> type[RuleBasedStateMachine]:
-    """The state machine class for the ledgers that `open_subject` makes."""
+class LedgerMachine(Machine):
+    """Callers take, settle and lose keys, repeat what they said, die and race; clocks jump; the store is reopened.
 
-    class LedgerMachine(_LedgerMachine):
-        opened = staticmethod(open_subject)
+    After every step each record must be what `retrypolicy.guard.transitions` make of the one before, and each answer
+    what they answer: then the proofs of the guard hold for this ledger. Override `open`.
+    """
 
-    return LedgerMachine
-
-
-class _LedgerMachine(RuleBasedStateMachine):
-    opened: Callable[[], Subject]
+    def open(self) -> Subject:
+        """A fresh, empty ledger for each example."""
+        clock = VirtualClock()
+        return Subject(ledger=MemoryLedger(clock=clock), advance=clock.jump)
 
     @initialize()
     def begin(self) -> None:
-        self.subject = self.opened()
+        self.subject = self.open()
         self.ledger = self.subject.ledger
+        self.handles = [self.ledger]
         self.model: dict[bytes, Record] = {}
         self.tokens = 0
         self.history: list[_Said] = []
@@ -75,6 +83,8 @@ class _LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "subject"):
+            for other in self.handles[1:]:
+                other.close()
             self.subject.close()
 
     # -- what callers do
@@ -90,8 +100,9 @@ class _LedgerMachine(RuleBasedStateMachine):
         """What takes many lucky draws otherwise: a held key is sent again, and what became of that is told."""
         record = data.draw(st.sampled_from([r for r in self.model.values() if r.phase is Phase.HELD]), "record")
         key, retention = record.key, self.subject.retention
+        window = data.draw(st.sampled_from([math.inf, math.inf, SHORT, LONG, None]), "window")
         take = evolve(
-            self._take(data, key, owner), window=math.inf, fingerprint=record.fingerprint, generation=record.generation
+            self._take(data, key, owner), window=window, fingerprint=record.fingerprint, generation=record.generation
         )
         self._do("arm", key, lambda: self.ledger.arm(take), lambda r, now: self._pure(transitions.arm, r, take, now))
         fence = self.model[key].fence
@@ -247,6 +258,38 @@ class _LedgerMachine(RuleBasedStateMachine):
         if self.ledger.durable:
             self.ledger.close()  # it opens again by itself
 
+    @precondition(lambda self: self.subject.reopen is not None and len(self.handles) < 3)
+    @rule()
+    def another_process(self) -> None:
+        """It opens the store; what the first one was told, it knows."""
+        assert self.subject.reopen is not None
+        self.ledger = self.subject.reopen()
+        self.handles.append(self.ledger)
+
+    @precondition(lambda self: len(self.handles) > 1)
+    @rule(data=st.data())
+    def turn(self, data: st.DataObject) -> None:
+        """One of the other processes goes on."""
+        self.ledger = self.handles[data.draw(st.integers(0, len(self.handles) - 1), "process")]
+
+    @precondition(lambda self: self.subject.threads and not self.subject.tolerance)
+    @rule(data=st.data(), key=_KEYS)
+    def race(self, data: st.DataObject, key: bytes) -> None:
+        """All want the key at once: one gets it, or none. Then it is done, since who it was is luck."""
+        take = self._take(data, key, RACERS[0])
+        takes = [evolve(take, owner=owner, token=owner) for owner in RACERS]
+        before, now = self.model.get(key), self._now()
+        after, expected = transitions.arm(before, takes[0], now, self.subject.retention)
+        answers = self._at_once(takes)
+        won = [answer for answer in answers if isinstance(answer, Taken)]
+        assert len(won) == isinstance(expected, Taken), (before, answers)
+        for answer in won:
+            same_answer(answer, expected, 0.0)
+        self.moved("race", _phase(transitions.live(before, now)), _phase(after))
+        if after is not None:
+            self.model[key] = after
+        self.done(key, 200, "")
+
     # -- what must be true
 
     @invariant()
@@ -256,7 +299,7 @@ class _LedgerMachine(RuleBasedStateMachine):
         for key in KEYS:
             found, now = self.ledger.read(key)
             expected = transitions.live(self.model.get(key), now)
-            self._same(found, expected)
+            same_record(found, expected, self.subject.tolerance)
 
     @rule(
         where=st.builds(
@@ -280,6 +323,17 @@ class _LedgerMachine(RuleBasedStateMachine):
         }
 
     # -- how
+
+    def _at_once(self, takes: list[Take]) -> list[Taken | Refused]:
+        """The answers of `arm`, asked for by one thread each."""
+        start = threading.Barrier(len(takes))
+
+        def arm(number: int) -> Taken | Refused:
+            start.wait(10)
+            return self.handles[number % len(self.handles)].arm(takes[number])
+
+        with ThreadPoolExecutor(len(takes)) as pool:
+            return list(pool.map(arm, range(len(takes))))
 
     def _now(self) -> float:
         return self.ledger.read(KEYS[0])[1]
@@ -344,8 +398,8 @@ class _LedgerMachine(RuleBasedStateMachine):
             after, expected = said.mean(before, now)
             found, _ = self.ledger.read(said.key)
             try:
-                self._same_answer(answer, expected)
-                self._same(found, transitions.live(after, end))
+                same_answer(answer, expected, self.subject.tolerance)
+                same_record(found, transitions.live(after, end), self.subject.tolerance)
             except AssertionError as error:
                 problem = error
                 continue
@@ -353,41 +407,12 @@ class _LedgerMachine(RuleBasedStateMachine):
                 after = found  # its times are the server's
             if after is not None:
                 self.model[said.key] = after
+            self.moved(said.name, _phase(transitions.live(before, now)), _phase(after))
             return
         assert problem is not None
         problem.add_note(f"after {said.name} on {before}")
         raise problem
 
-    def _same_answer(self, answer: Any, expected: Any) -> None:
-        assert type(answer) is type(expected), (answer, expected)
-        if isinstance(answer, Refused):
-            self._same(answer.record, expected.record)
-            assert self._close(answer.now, expected.now), (answer, expected)
-        elif isinstance(answer, Taken):
-            for name in ("fence", "attempts", "tainted"):
-                assert getattr(answer, name) == getattr(expected, name), (name, answer, expected)
-            for name in ("first_seen", "first_armed"):
-                assert self._close(getattr(answer, name), getattr(expected, name)), (name, answer, expected)
-        else:
-            assert answer == expected
 
-    def _same(self, found: Record | None, expected: Record | None) -> None:
-        if found is None or expected is None:
-            assert found is expected, (found, expected)
-            return
-        for name in _TIMES:
-            mine, other = getattr(found, name), getattr(expected, name)
-            assert self._close(mine, other), (name, mine, other, found, expected)
-        same = dict.fromkeys(_TIMES, 0.0)
-        left: Any = evolve(found, **same)
-        right: Any = evolve(expected, **same)
-        with contextlib.suppress(TypeError):
-            left, right = (
-                evolve(side, result=None if side.result is None else dict(side.result)) for side in (left, right)
-            )
-        assert left == right
-
-    def _close(self, one: float | None, other: float | None) -> bool:
-        if one is None or other is None:
-            return one is other
-        return one == other or abs(one - other) <= self.subject.tolerance
+def _phase(record: Record | None) -> str:
+    return "absent" if record is None else record.phase.name.lower()
