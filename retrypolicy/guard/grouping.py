@@ -37,15 +37,31 @@ class Group(Generic[W]):
     def __init__(self, serve: Callable[[Sequence[W], float], Sequence[Any]], patience: float) -> None:
         self._serve = serve
         self._patience = patience
-        self._monotonic = SystemClock().monotonic
+        self._clock = SystemClock()
+        self._monotonic = self._clock.monotonic
         self._queue: deque[_Job[W]] = deque()
         # Reentrant only because its release() tells whether we own it: a signal (a soft time limit) may raise between
         # the acquiring and the line after it.
         self._turn = threading.RLock()
         self._busy: object = None
+        self._waiting = 0  # about how many: a thread may be interrupted between the two
 
     def run(self, work: W) -> Any:
         """Raises `TimeoutError` if it got no turn, and whatever the work or its commit raised."""
+        if not self._queue:
+            try:
+                if self._turn.acquire(blocking=False) and self._busy is None:
+                    self._busy = work  # nobody waits, and nobody is served
+                    return self._serve((work,), self._monotonic() + self._patience)[0]
+            finally:
+                try:
+                    self._leave(work)
+                except BaseException:  # a signal handler raised in the middle of it
+                    self._leave(work)
+                    raise
+        return self._run_together(work)
+
+    def _run_together(self, work: W) -> Any:
         job = _Job(work)
         self._queue.append(job)
         deadline = self._monotonic() + self._patience
@@ -57,7 +73,7 @@ class Group(Generic[W]):
             job.withdrawn = True
             try:
                 self._leave(job)
-            except BaseException:  # a signal handler raised in the middle of it
+            except BaseException:
                 self._leave(job)
                 raise
         if job.error is not None:
@@ -75,8 +91,13 @@ class Group(Generic[W]):
             self._leave(me)
 
     def _enter(self, me: object) -> None:
-        if not self._turn.acquire(timeout=self._patience):
-            raise TimeoutError(f"no turn within {self._patience} s")
+        if not self._turn.acquire(blocking=False):
+            self._waiting += 1
+            try:
+                if not self._turn.acquire(timeout=self._patience):
+                    raise TimeoutError(f"no turn within {self._patience} s")
+            finally:
+                self._waiting -= 1
         if self._busy is not None:  # a signal handler or a finaliser came in while this thread was serving
             raise TimeoutError("this thread is in the middle of another operation")
         self._busy = me
@@ -88,6 +109,9 @@ class Group(Generic[W]):
             self._turn.release()
         except RuntimeError:  # not ours
             return
+        if self._waiting:
+            # A greenlet that goes on would have the turn again, and again, before others are told that it is free.
+            self._clock.sleep(0.0)
 
     def _serve_all(self, own: _Job[W], deadline: float) -> None:
         jobs, queue = [own], self._queue

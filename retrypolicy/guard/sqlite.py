@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from operator import attrgetter
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from attrs import fields, frozen
+from attrs import fields
 
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
@@ -34,9 +35,11 @@ _system = SystemClock()
 _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)
 _VALUES = f"INTO sends ({_COLUMNS}, collect) VALUES ({', '.join('?' * len(_NAMES))}, ?)"
+_INSERT, _REPLACE = f"INSERT OR IGNORE {_VALUES}", f"REPLACE {_VALUES}"
 _SELECT = f"SELECT {_COLUMNS} FROM sends"  # noqa: S608 - the names are attributes of Record
+_READ = f"{_SELECT} WHERE key = ?"
 _COUNT = "SELECT phase, count(*) FROM sends WHERE phase IN (2, 5) OR expires > ? GROUP BY phase"
-_OVER = "SELECT count(*) FROM sends WHERE collect <= ?1 AND phase IN (1, 3, 4) AND expires <= ?1"
+_OVER = "SELECT count(*) FROM sends WHERE collect <= ? AND phase IN (1, 3, 4) AND expires <= ?"
 _DUE = "SELECT key, phase, expires FROM sends WHERE collect <= ? ORDER BY collect LIMIT ?"
 # transitions.done for the usual case: the record is armed or held.
 _DONE = """
@@ -48,13 +51,18 @@ _values = attrgetter(*_NAMES)
 _PHASE, _TAINT, _RESULT = (_NAMES.index(name) for name in ("phase", "taint", "result"))
 
 
-@frozen
-class _Work:
+class _Work(NamedTuple):
     """One operation: what to do inside a transaction, and the same in a single statement, for the usual case."""
 
     full: Callable[[sqlite3.Connection], Any]
     quick: Callable[[sqlite3.Connection], Any] | None = None
     synced: bool = False
+
+    def within(self, connection: sqlite3.Connection) -> Any:
+        """Do it as a part of a transaction."""
+        if self.quick is not None and (quickly := self.quick(connection)) is not None:
+            return quickly
+        return self.full(connection)
 
 
 class SQLiteLedger:
@@ -92,6 +100,7 @@ class SQLiteLedger:
         self._patience = timeout * 0.75
         self._file = files.LedgerFile(self._path, timeout * 0.25)
         self._group: Group[_Work] = Group(self._serve, self._patience)
+        self._reading = threading.Lock()  # one listing at a time
         self._file.open(self._patience)
         weakref.finalize(self, _close_quietly, self._file)
         _alive.add(self)
@@ -115,17 +124,16 @@ class SQLiteLedger:
         def quick(connection: sqlite3.Connection) -> Taken | Refused | None:
             after, answer = transitions.arm(None, take, self._clock.now(), self._retention)
             assert after is not None
-            return answer if connection.execute(f"INSERT OR IGNORE {_VALUES}", _row(after)).rowcount else None
+            return answer if connection.execute(_INSERT, _row(after)).rowcount else None
 
-        return self._step(
-            take.key,
-            lambda record, now: transitions.arm(record, take, now, self._retention),
-            quick=quick,
-            synced=self._durability == "power",
-        )
+        full = self._step(take.key, lambda record, now: transitions.arm(record, take, now, self._retention))
+        answer: Taken | Refused = self._run(_Work(full, quick, self._durability == "power"))
+        return answer
 
     def claim(self, take: Take) -> Taken | Refused:
-        return self._step(take.key, lambda record, now: transitions.claim(record, take, now, self._retention))
+        full = self._step(take.key, lambda record, now: transitions.claim(record, take, now, self._retention))
+        answer: Taken | Refused = self._run(_Work(full))
+        return answer
 
     def read(self, key: bytes) -> tuple[Record | None, float]:
         with self._reported(), self._group.alone():
@@ -149,7 +157,7 @@ class SQLiteLedger:
         return self._change(
             key,
             lambda record, now: transitions.done(record, key, result, now, self._retention, provider=provider),
-            quick=quick,
+            quick,
         )
 
     def reject(self, key: bytes, owner: bytes, fence: int, *, sure: bool = False, not_before: float = 0.0) -> bool:
@@ -205,7 +213,7 @@ class SQLiteLedger:
     def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
         if dry_run:
             with self._reader() as connection:
-                return int(connection.execute(_OVER, (self._clock.now(),)).fetchone()[0])
+                return int(connection.execute(_OVER, (self._clock.now(),) * 2).fetchone()[0])
         while True:
             looked_at, deleted = self._run(_Work(lambda connection: self._collect(connection, limit)))
             if deleted or not looked_at:
@@ -240,32 +248,28 @@ class SQLiteLedger:
         self,
         key: bytes,
         step: Callable[[Record | None, float], Record | None],
-        *,
         quick: Callable[[sqlite3.Connection], bool | None] | None = None,
     ) -> bool:
         def answered(record: Record | None, now: float) -> tuple[Record | None, bool]:
             after = step(record, now)
             return after, after is not record
 
-        return self._step(key, answered, quick=quick)
+        answer: bool = self._run(_Work(self._step(key, answered), quick))
+        return answer
 
     def _step(
-        self,
-        key: bytes,
-        step: Callable[[Record | None, float], tuple[Record | None, T]],
-        *,
-        quick: Callable[[sqlite3.Connection], T | None] | None = None,
-        synced: bool = False,
-    ) -> T:
+        self, key: bytes, step: Callable[[Record | None, float], tuple[Record | None, T]]
+    ) -> Callable[[sqlite3.Connection], T]:
+        """The work that takes a record through this step."""
+
         def full(connection: sqlite3.Connection) -> T:
             before = _read(connection, key)
             after, answer = step(before, self._clock.now())
             if after is not None and after is not before:
-                connection.execute(f"REPLACE {_VALUES}", _row(after))
+                connection.execute(_REPLACE, _row(after))
             return answer
 
-        answer: T = self._run(_Work(full, quick, synced))
-        return answer
+        return full
 
     def _run(self, work: _Work) -> Any:
         try:
@@ -279,7 +283,7 @@ class SQLiteLedger:
             work = works[0]
             return [self._file.transact(work.full, patience, synced=work.synced, quick=work.quick)]
         return self._file.transact(
-            lambda connection: [work.full(connection) for work in works],
+            lambda connection: [work.within(connection) for work in works],
             patience,
             synced=any(work.synced for work in works),
         )
@@ -289,7 +293,7 @@ class SQLiteLedger:
         with self._reported():
             with self._group.alone():
                 self._file.connection(self._patience)  # open, and still the same file?
-            with self._file.reader() as connection:
+            with self._reading, self._file.reader() as connection:
                 yield connection
 
     @contextmanager
@@ -302,9 +306,21 @@ class SQLiteLedger:
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
         return LedgerUnavailable(f"ledger {self._path}: {error}")
 
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """No thread is inside SQLite. Raises `TimeoutError`."""
+        if not self._reading.acquire(timeout=self._patience):
+            raise TimeoutError
+        try:
+            with self._group.alone():
+                yield
+        finally:
+            self._reading.release()
+
     def _after_fork(self) -> None:
         self._file.forget()
         self._group = Group(self._serve, self._patience)
+        self._reading = threading.Lock()
 
 
 def path_of(url: str) -> str:
@@ -325,7 +341,7 @@ def _close_quietly(file: files.LedgerFile) -> None:
 
 
 def _read(connection: sqlite3.Connection, key: bytes) -> Record | None:
-    row = connection.execute(f"{_SELECT} WHERE key = ?", (key,)).fetchone()
+    row = connection.execute(_READ, (key,)).fetchone()
     return None if row is None else _record(row)
 
 
@@ -348,17 +364,36 @@ def _row(record: Record) -> list[Any]:
     return values
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _json(result: Mapping[str, Any]) -> str:
-    return json.dumps(dict(result), separators=(",", ":"))
+    return _encoder.encode(dict(result))
 
 
 _alive: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
 
 
+_forking = threading.local()
+
+
+def _hold_still() -> None:
+    # A child that is born while a thread is inside SQLite inherits its locks, with nobody there to release them.
+    _forking.held = ExitStack()
+    for ledger in sorted(_alive, key=id):
+        with suppress(TimeoutError):
+            _forking.held.enter_context(ledger._still())
+
+
+def _go_on() -> None:
+    _forking.held.close()
+
+
 def _start_anew() -> None:
+    _go_on()
     for ledger in list(_alive):
         ledger._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_start_anew)

@@ -225,7 +225,7 @@ class LedgerFile:
             if synced is not self._synced:
                 # Not a setting of the transaction: of the connection, so it has to stand before BEGIN.
                 self._synced = None
-                connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                connection.execute("PRAGMA synchronous = FULL" if synced else "PRAGMA synchronous = NORMAL")
                 self._synced = synced
             if quick is not None and (quickly := quick(connection)) is not None:
                 return quickly
