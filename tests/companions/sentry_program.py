@@ -49,7 +49,7 @@ def every_attempt_has_a_span(opened: Opened) -> None:
 
 
 def our_frames_show_no_secret(opened: Opened) -> None:
-    """Sentry sends the local variables of every frame along. (The wire's stand between urllib3's, which have it all.)"""
+    """Sentry sends the local variables of every frame along. (The wire's stand between urllib3's, which have all.)"""
     headers = {"Authorization": "Bearer hush"}
     with FaultServer([Close("request")]) as server, opened(ledger=MemoryLedger()) as session, transaction() as told:
         for _ in range(2):
