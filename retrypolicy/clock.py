@@ -43,8 +43,7 @@ class SystemClock:
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
         if wake is not None:
             return wake.wait(max(0.0, seconds))
-        if seconds > 0:
-            time.sleep(seconds)
+        time.sleep(max(0.0, seconds))  # nothing, too: others get their turn
         return False
 
     async def sleep_async(self, seconds: float, wake: threading.Event | None = None) -> bool:
