@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import urllib3
 from urllib3 import exceptions
 
@@ -16,10 +17,11 @@ from retrypolicy import Constant, Reason, RetryPolicy, operation, report
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import ConfigurationError, PolicyError, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.requests import mount
 from retrypolicy.testing import Answer, Close, FaultServer, Reset, deactivated
 from retrypolicy.urllib3 import RetryPoolManager, RetryProxyManager
 from tests.requests.socks import socks_proxy
-from tests.urllib3.managers import AT_ONCE, BUSY, moved
+from tests.urllib3.managers import AT_ONCE, BUSY, manager_for, moved
 
 
 def test_pools_are_what_a_manager_makes() -> None:
@@ -150,20 +152,21 @@ def test_a_proxy_manager_has_the_options_of_both() -> None:
         assert all(r.header("Proxy-Authorization") for r in server.requests)
 
 
-def test_the_same_call_has_the_same_content_under_requests() -> None:
+@pytest.mark.parametrize("kind", ["plain", "forward", "tunnel"])
+def test_the_same_call_has_the_same_content_under_requests(kind: str) -> None:
     """A key goes on from one client to the other."""
-    import requests
-
-    from retrypolicy.requests import mount
-
     ledger = MemoryLedger()
     with FaultServer([Close("request"), Answer(200)]) as server, requests.Session() as session:
-        session.trust_env = False
+        manager, url = manager_for(server, kind, AT_ONCE, ledger=ledger)
+        session.trust_env, session.verify = False, server.ca
+        if kind != "plain":
+            session.proxies = {"http": server.proxy_url, "https": server.proxy_url}
         mount(session, AT_ONCE, ledger=ledger)
         with operation(key="k"), pytest.raises(requests.ConnectionError):
-            session.post(server.url("/a?b=c"), data=b"x")
-        with RetryPoolManager(AT_ONCE, ledger=ledger) as manager, operation(key="k"), pytest.raises(SendHeld):
-            manager.request("POST", server.url("/a?b=c"), body=b"x")
+            session.post(url + "a?b=c", data=b"x")
+        with manager, operation(key="k"), pytest.raises(SendHeld):
+            manager.request("POST", url + "a?b=c", body=b"x")
+        assert server.complete == 1
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,10 @@ def test_deactivated_makes_one_plain_attempt(client: RetryPoolManager) -> None:
     with FaultServer([BUSY, moved(302), Answer(200)]) as server, deactivated():
         response = client.request("POST", server.url(), body=b"x")
         assert (response.status, server.complete, report(response)) == (503, 1, None)
-        assert client.request("GET", server.url()).status == 200
+        response = client.request("GET", server.url())
+        assert (response.status, response.url) == (200, "/elsewhere")
+        assert response.retries is not None
+        assert response.retries.total == 2
 
 
 def test_observing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from urllib3 import exceptions
 from retrypolicy import Effect, Reason, Stage, operation, report
 from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, LedgerUnavailable, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.testing import Answer, Close, FaultServer, Refuse
 from retrypolicy.urllib3 import RetryPoolManager
-from tests.urllib3.managers import AT_ONCE, honouring
+from tests.urllib3.managers import AT_ONCE, BUSY, honouring
 
 
 def test_held_in_one_manager_is_held_in_another(tmp_path: Path) -> None:
@@ -76,6 +77,15 @@ def test_a_key_that_the_provider_honours_lets_a_lost_answer_be_asked_for_again()
     found = report(response)
     assert found is not None
     assert found.attempts[0].reason is Reason.KEYED
+
+
+def test_a_key_goes_into_the_body_where_the_provider_wants_it_there() -> None:
+    place = KeyPlacement(pointer="/headers/key", window=60.0, margin=5.0)
+    provider = Provider(name="made-up", hosts=("127.0.0.1",), key=place)
+    with FaultServer([BUSY, Answer(200)]) as server, RetryPoolManager(AT_ONCE, provider=provider) as manager:
+        with operation(key="k"):
+            manager.request("POST", server.url(), body=b'{"a": 1}', headers={"Content-Length": "8"})
+        assert [json.loads(r.body) for r in server.requests] == [{"a": 1, "headers": {"key": "k"}}] * 2
 
 
 def test_a_request_without_a_place_for_the_key_is_an_error_of_urllib3() -> None:

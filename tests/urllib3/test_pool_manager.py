@@ -160,6 +160,14 @@ def test_the_last_response_is_returned(client: RetryPoolManager) -> None:
     assert (found.total_attempts, found.reason) == (4, Reason.ATTEMPTS_EXHAUSTED)
 
 
+def test_a_huge_refusal_that_breaks_is_an_error_with_a_report(client: RetryPoolManager) -> None:
+    with FaultServer([Answer(404, b"x" * 3_000_000, cut=("body", 2_000_000))]) as server:
+        url = server.url()
+        with pytest.raises(exceptions.ProtocolError) as caught:
+            client.request("POST", url, body=b"x")
+    assert report(caught.value) is not None
+
+
 def test_a_body_that_breaks_is_applied(client: RetryPoolManager) -> None:
     broken = Answer(200, b"0123456789", cut=("body", 5))
     with FaultServer([broken, Answer(200, b"whole")]) as server:

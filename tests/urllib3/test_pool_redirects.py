@@ -23,7 +23,7 @@ from tests.urllib3.managers import AT_ONCE, BUSY, LATE, TIMED, honouring, moved
 @pytest.mark.parametrize("by", ["manager", "pool"])
 def test_a_redirect_to_the_same_origin_goes_on_with_its_call(by: str) -> None:
     ledger = MemoryLedger()
-    with FaultServer([moved(307), BUSY, Answer(200)]) as server:
+    with FaultServer([BUSY, moved(307), BUSY, Answer(200)]) as server:
         with RetryPoolManager(AT_ONCE, ledger=ledger, provider=honouring()) as manager, operation(key="k"):
             if by == "manager":
                 response = manager.request("POST", server.url("/here"), body=b"x")
@@ -32,13 +32,15 @@ def test_a_redirect_to_the_same_origin_goes_on_with_its_call(by: str) -> None:
         assert response.status == 200
         assert [(r.target, dict(r.headers)["X-Key"]) for r in server.requests] == [
             ("/here", "k"),
+            ("/here", "k"),
             ("/elsewhere", "k"),
             ("/elsewhere", "k"),
         ]
     assert [r.phase for r in ledger.records()] == [Phase.DONE]
     assert response.geturl() == "/elsewhere"
     assert response.retries is not None
-    assert [(h.status, h.redirect_location) for h in response.retries.history] == [(307, "/elsewhere"), (503, None)]
+    history = [(entry.status, entry.redirect_location) for entry in response.retries.history]
+    assert history == [(503, None), (307, "/elsewhere"), (503, None)]
 
 
 @pytest.mark.parametrize("by", ["manager", "pool"])
@@ -110,6 +112,17 @@ def test_a_pool_does_not_follow_to_another_host() -> None:
         assert found is not None
         assert (found.effect, found.reason) == (Effect.NOT_APPLIED, Reason.PERMANENT)
         assert server.complete == 1
+
+
+def test_a_pool_that_is_told_to_follows_to_another_host_without_secrets() -> None:
+    with FaultServer([moved(307, "http://other.test/"), Answer(200)]) as server:
+        pool = RetryPoolManager(AT_ONCE, ledger=MemoryLedger()).connection_from_url(server.url())
+        headers = {"Authorization": "Bearer hush", "Idempotency-Key": "mine", "X-Other": "1"}
+        assert pool.request("POST", "/", body=b"x", headers=headers, assert_same_host=False).status == 200
+        first, second = server.requests
+        assert (first.header("Authorization"), first.header("Idempotency-Key")) == ("Bearer hush", "mine")
+        assert (second.target, second.header("X-Other")) == ("http://other.test/", "1")
+        assert second.header("Authorization") is second.header("Idempotency-Key") is None
 
 
 @pytest.mark.parametrize("by", ["manager", "pool"])
