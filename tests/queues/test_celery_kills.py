@@ -1,0 +1,116 @@
+"""kill -9 of a child, and of a whole worker, at each point of a send: stock Celery, and tasks under a policy.
+
+Ground truth is what the server counted. Valkey is the broker, as Redis would be.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+
+from retrypolicy.guard import Phase
+
+from ..guard.servers import Valkey, new_valkey  # noqa: TID252 - no other path is sure
+from .celery_shop import BRIEF
+from .workers import Field, wait_for
+
+__all__ = ["new_valkey"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")]
+
+HAS_RETRY_ON_WORKER_LOST = hasattr(celery.Task, "retry_on_worker_lost")  # since 5.7
+KINDS = ["early", "late", "ours"] + (["lost", "ours_lost"] if HAS_RETRY_ON_WORKER_LOST else [])
+POINTS = ["before", "wire", "after"]
+VISIBILITY = 6.0
+
+
+def on(valkey: Valkey, place: Path) -> Field:
+    return Field(
+        place,
+        valkey.url,
+        valkey.url,
+        visibility_timeout=VISIBILITY,
+        unacked_restore_interval=1,
+        unacked_restore_throttle=1,
+    )
+
+
+def key_of(kind: str, point: str) -> str:
+    return f"order/{kind}/{point}"
+
+
+def send_all(field: Field) -> None:
+    for kind in KINDS:
+        for point in POINTS:
+            note = {"headers": {"retrypolicy": {"key": key_of(kind, point)}}} if kind.startswith("ours") else {}
+            field.app.send_task(kind, (point, 1), **note)
+    wait_for(lambda: len(field.waiting()) == len(KINDS) * len(POINTS), "the way to the points")
+
+
+def counted(field: Field) -> dict[str, list[int]]:
+    return {kind: [field.applied[kind, point, 1] for point in POINTS] for kind in KINDS}
+
+
+def check(field: Field, stock_late: list[int]) -> None:
+    for kind in [kind for kind in KINDS if kind.startswith("ours")]:
+        ends = {"before": Phase.DONE, "wire": Phase.HELD, "after": Phase.DONE}
+        for point in POINTS:
+            wait_for(partial(field.stands_at, key_of(kind, point), ends[point]), f"{kind} {point}")
+    wait_for(lambda: counted(field)["late"] == stock_late, "stock Celery's second sends")
+    time.sleep(2.0)  # whoever sends again, does so by now
+    found = counted(field)
+    print(f"\n{POINTS}: {found}")
+    assert found["early"] == [0, 1, 1]
+    assert found["late"] == stock_late
+    assert {tuple(found[kind]) for kind in KINDS if kind.startswith("ours")} == {(1, 1, 1)}
+
+
+def ends_in_the_end(field: Field, result: Any) -> None:
+    """Its message came again and again, until somebody had counted enough."""
+    error = result.get(timeout=60, propagate=False, interval=0.05)
+    assert f"was begun {BRIEF.max_attempts} times and never came to an end" in str(error)
+    assert field.log.count("WorkerLostError") >= BRIEF.max_attempts
+    assert sum(field.applied[kind, "always", 1] for kind in KINDS) == 0
+
+
+def test_the_child_is_killed(new_valkey: Callable[..., Valkey], tmp_path: Path) -> None:
+    with on(new_valkey(), tmp_path) as field:
+        field.start(len(KINDS) * len(POINTS) + 1)
+        always = field.app.send_task("killer", ("always", 1))
+        send_all(field)
+        for child in field.waiting():
+            os.kill(child, signal.SIGKILL)
+        check(field, stock_late=[1, 2, 2])
+        ends_in_the_end(field, always)
+
+
+def test_the_whole_worker_is_killed(new_valkey: Callable[..., Valkey], tmp_path: Path) -> None:
+    """What it had comes again after the visibility timeout."""
+    with on(new_valkey(), tmp_path) as field:
+        worker = field.start(len(KINDS) * len(POINTS))
+        send_all(field)
+        field.kill(worker)
+        field.start(4)
+        check(field, stock_late=[1, 2, 2])
+
+
+def test_a_broker_of_files(tmp_path: Path) -> None:
+    """It does not say that a message comes again, and has nothing but files."""
+    folder = tmp_path / "messages"
+    folder.mkdir()
+    places = dict.fromkeys(["data_folder_in", "data_folder_out", "control_folder"], str(folder))
+    with Field(tmp_path, "filesystem://", f"file://{tmp_path}", polling_interval=0.05, **places) as field:
+        field.start(1)
+        field.app.send_task("ours", ("before", 1), headers={"retrypolicy": {"key": "order"}})
+        wait_for(field.waiting, "the way to the point")
+        os.kill(field.waiting()[0], signal.SIGKILL)
+        wait_for(partial(field.stands_at, "order", Phase.DONE), "the second delivery")
+        assert field.applied["ours", "before", 1] == 1

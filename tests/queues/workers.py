@@ -1,0 +1,124 @@
+"""Real Celery workers in processes of their own, the server that they call, and what it counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import celery
+
+from retrypolicy.guard import Ledger, Phase, open_ledger
+from retrypolicy.guard.key import Secret, key_digest
+from retrypolicy.testing import Answer, FaultServer, Stall
+
+from .celery_shop import SECRET
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 90.0
+
+
+def wait_for(true: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, f"{what} took longer than {PATIENCE} s"
+        time.sleep(0.05)
+
+
+class Field:
+    """A broker, a ledger, a server that counts, and the workers that were started."""
+
+    def __init__(self, place: Path, broker: str, backend: str, **options: Any) -> None:
+        self.place, self.workers = place, list[subprocess.Popen[bytes]]()
+        self.applied: Counter[tuple[str, str, int]] = Counter()
+        self.pids: set[int] = set()
+        self._lock = threading.Lock()
+        self.answer: Callable[[dict[str, Any]], tuple[Any, bool]] = self.to_the_point
+        self.server = FaultServer(self._step)
+        self.shop: dict[str, Any] = {"place": str(place), "broker": broker, "backend": backend, "options": options}
+        self.shop["ledger"] = f"sqlite:///{place}/sends.db"
+        self.app = celery.Celery("client", broker=broker, backend=backend, set_as_current=False)
+        self.app.conf.update(broker_transport_options=options)
+
+    def __enter__(self) -> Self:
+        self.server.__enter__()
+        self.shop["server"] = self.server.url()
+        self.ledger: Ledger = open_ledger(self.shop["ledger"])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.workers:
+            self.kill(worker)
+        self.ledger.close()
+        self.app.close()
+        self.server.__exit__(None, None, None)
+
+    # -- the server
+
+    def _step(self, request: Any) -> Any:
+        order = {**json.loads(request.body), "pid": int(dict(request.headers)["X-Pid"])}
+        with self._lock:
+            answer, applies = self.answer(order)
+            self.pids.add(order["pid"])
+            if applies:
+                self.applied[order["kind"], order["point"], order["number"]] += 1
+        return answer
+
+    def to_the_point(self, order: dict[str, Any]) -> tuple[Any, bool]:
+        """Takes every order. The answer to those that are to be killed on the wire does not come, the first time."""
+        if order["point"] == "wire":
+            name = self.place / f"{order['kind']}-wire-{order['number']}"
+            if not name.exists():
+                name.write_text(str(order["pid"]))
+                return Stall(), True
+        return Answer(200), True
+
+    # -- workers
+
+    def start(self, concurrency: int, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "celery", "-A", "tests.queues.celery_shop", "worker", "-P", "prefork"]
+        command += ["-c", str(concurrency), "-l", "WARNING", "--without-gossip", "--without-mingle", *more]
+        path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        with open(self.place / "worker.log", "ab") as log:
+            worker = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "SHOP": json.dumps(self.shop), "PYTHONPATH": path},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def kill(self, worker: subprocess.Popen[bytes]) -> None:
+        """The whole worker: the parent and its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+    def waiting(self) -> list[int]:
+        """The processes that are at the point where they are to be killed."""
+        return [int(text) for file in self.place.glob("*-*-*") if (text := file.read_text())]
+
+    # -- what became of it
+
+    def phase(self, key: str) -> Phase | None:
+        record = self.ledger.read(key_digest(Secret.of(SECRET), key))[0]
+        return None if record is None else record.phase
+
+    def stands_at(self, key: str, phase: Phase) -> bool:
+        return self.phase(key) is phase
+
+    @property
+    def log(self) -> str:
+        return (self.place / "worker.log").read_text()
