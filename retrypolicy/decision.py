@@ -194,9 +194,10 @@ def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
 def _not_retryable(
     policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, body_lost: bool
 ) -> Reason | None:
+    torn = outcome.error if isinstance(outcome, Failed) else outcome.body_error
+    if torn is not None and interrupts(torn):
+        return Reason.INTERRUPTED
     if isinstance(outcome, Failed):
-        if interrupts(outcome.error):
-            return Reason.INTERRUPTED
         if policy.limits is not None and outcome.counter is not None:
             return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
         if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:

@@ -25,6 +25,7 @@ from retrypolicy.guard import MemoryLedger, Phase, SQLiteLedger
 from retrypolicy.guard.ledger import Record
 from retrypolicy.requests import mount
 from retrypolicy.testing import Answer, FaultServer, Stall, VirtualClock
+from retrypolicy.urllib3 import RetryPoolManager
 
 POLICY = RetryPolicy(backoff=Constant(seconds=30.0))
 INTERRUPTS = [KeyboardInterrupt, SystemExit, gevent.Timeout, SoftTimeLimitExceeded]
@@ -108,6 +109,36 @@ def test_a_signal_while_the_answer_is_awaited(error: type[BaseException], tmp_pa
             session.post(server.url(), data=b"x", timeout=20)
         assert server.complete == 1
     assert (record_of(ledger).phase, record_of(ledger).attempts) == (Phase.HELD, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimitExceeded])
+@pytest.mark.parametrize("client", ["requests", "urllib3"])
+def test_a_signal_while_the_body_is_read(client: str, error: type[BaseException]) -> None:
+    """The head was whole: the call took effect. And nothing is asked for again, idempotent or not."""
+    ledger = MemoryLedger()
+    slow = Answer(200, b"x" * 1000, drip=("body", 0.02))
+    with FaultServer([slow]) as server, requests.Session() as session, RetryPoolManager(POLICY, ledger=ledger) as http:
+        mount(session, POLICY, ledger=ledger)
+        send: Any = session.request if client == "requests" else http.request
+        with operation(key="k"), alarm(0.3, error), pytest.raises(error) as caught:
+            send("PUT", server.url())
+        assert server.complete == 1
+    found = report(caught.value)
+    assert found is not None
+    assert (found.reason, found.effect, found.total_attempts) == (Reason.INTERRUPTED, Effect.APPLIED, 1)
+    assert record_of(ledger).phase is Phase.DONE
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimitExceeded])
+def test_a_signal_while_an_answer_is_drained(error: type[BaseException]) -> None:
+    """With stream=True a refusal is drained before the next attempt, which is not made then."""
+    ledger = MemoryLedger()
+    slow = Answer(429, b"x" * 1000, headers={"Retry-After": "0"}, drip=("body", 0.02))
+    with FaultServer([slow, Answer(200)]) as server, RetryPoolManager(POLICY, ledger=ledger) as http:
+        with operation(key="k"), alarm(0.3, error), pytest.raises(error):
+            http.request("POST", server.url(), body=b"x", preload_content=False)
+        assert server.complete == 1
+    assert record_of(ledger).phase is Phase.FAILED
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimitExceeded])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.decision import Decision
 from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.http.pushback import pushback
-from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage
+from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage, interrupts
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.urllib3.answers import discard, set_retries, worth_reading
 from retrypolicy.urllib3.body import Body
@@ -214,7 +213,7 @@ class Sending:
         if not self.stream:  # with stream=True the body is the caller's to read
             try:
                 content = self.read(response)
-            except Exception as error:
+            except BaseException as error:  # what the head says holds, whatever it is
                 self.error = error
         self._unread = content is None
         status = self.status(response)
@@ -250,10 +249,14 @@ class Sending:
             self._set_cookies += _cookies(raw)
             if self._unread:
                 # Bounded by the deadline of the attempt that got the answer.
-                if worth_reading(raw):
-                    with suppress(Exception):
+                try:
+                    if worth_reading(raw):
                         self.read(response)
-                discard(raw)
+                except Exception as broken:
+                    if interrupts(broken):
+                        raise
+                finally:
+                    discard(raw)
         self._past += (past,)
 
     def leave_traces(self, raw: Any) -> None:
