@@ -27,9 +27,9 @@ from .workers import Field
 
 __all__ = ["new_valkey"]
 
-SENDS = int(os.environ.get("QUEUE_SENDS", "50"))
+SENDS = int(os.environ.get("QUEUE_SENDS", "24"))
 CHILDREN = 4
-SWEEP = 15.0  # seconds after which the sender looks after a message of which nothing was heard
+SWEEP = 12.0  # seconds after which the sender looks after a message of which nothing was heard
 PATIENCE = 120.0 + 2 * SENDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")]

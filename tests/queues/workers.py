@@ -75,6 +75,8 @@ class Field:
 
     def to_the_point(self, order: dict[str, Any]) -> tuple[Any, bool]:
         """Takes every order. The answer to those that are to be killed on the wire does not come, the first time."""
+        if order["point"] == "soft":
+            return Stall(), True
         if order["point"] == "wire":
             name = self.place / f"{order['kind']}-wire-{order['number']}"
             if not name.exists():
