@@ -15,7 +15,7 @@ from retrypolicy import Constant, Effect, Reason, RetryPolicy, Stage, operation,
 from retrypolicy.errors import AlreadyDone, ConfigurationError, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.requests import RetryAdapter, mount
-from retrypolicy.testing import Answer, Close, FaultServer, deactivated
+from retrypolicy.testing import Answer, Close, FaultServer, Tunnel, deactivated
 
 AT_ONCE = RetryPolicy(backoff=Constant(seconds=0))
 BUSY = Answer(503, headers={"Retry-After": "0"})
@@ -142,6 +142,20 @@ def test_total_timeout_holds_where_the_wire_is_watched() -> None:
         with pytest.raises(requests.RequestException):
             session.get(server.url(), timeout=5)
         assert time.monotonic() - began < 3  # of the five seconds that the body takes
+
+
+def test_the_way_through_a_proxy_is_watched_too() -> None:
+    """Nothing is sent before the tunnel stands: facts: urllib3 takes this for a read error, and gives a POST up."""
+    with FaultServer([Tunnel(Close("request")), Answer(200), Close("request")], tls=False) as server:
+        proxies = {"https": server.proxy_url, "http": server.proxy_url}
+        with requests.Session() as session:
+            mount(session, AT_ONCE, transport=HTTPAdapter())
+            url, options = "https://api.example.com/", {"data": b"pay", "proxies": proxies, "verify": server.ca}
+            assert session.post(url, **options).status_code == 200
+            assert (len(server.tunnels), server.complete) == (2, 1)
+            with pytest.raises(requests.ConnectionError):
+                session.post("http://api.example.com/", **options)
+            assert server.complete == 2
 
 
 def test_connections_that_rested_too_long_are_not_used_again() -> None:
