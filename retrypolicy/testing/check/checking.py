@@ -104,13 +104,13 @@ class _Check:
     def findings(self, laws: dict[str, Law]) -> Iterator[Finding]:
         """For each law that is broken a finding: first by what is always tried, then by a search."""
         left = dict(laws)
+        for scenario in probes.always(self.space):
+            yield from self._told(scenario, left)
 
         def breaks(scenario: Scenario) -> bool:
             world = self.play(scenario)
             return any(law.check(world) for law in left.values())
 
-        for scenario in probes.overloads(self.policy):
-            yield from self._told(scenario, left)
         while left:
             found = find_scenario(scenarios(self.space), breaks, examples=self.examples, seed=self.seed)
             if found is None:
@@ -118,14 +118,14 @@ class _Check:
             yield from self._told(found, left)
 
     def _told(self, scenario: Scenario, left: dict[str, Law]) -> Iterator[Finding]:
-        """The gravest law that this scenario breaks is told; the others may have a simpler story of their own."""
+        """The laws that this scenario breaks; nobody looks for them any more."""
         world = self.play(scenario)
-        for name, law in left.items():
+        for name, law in list(left.items()):
             verdict = law.check(world)
             if verdict is not None:
                 del left[name]
                 yield self._finding(name, law.title, verdict, world, law.keeps)
-                return
+                world = self.play(scenario)  # there is one clock for all plays
 
     def _finding(self, name: str, title: str, verdict: str, world: World, well: Callable[[World], bool]) -> Finding:
         def mended(policy: RetryPolicy) -> bool:

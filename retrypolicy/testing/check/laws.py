@@ -10,7 +10,7 @@ from attrs import frozen
 from retrypolicy.budget import RetryBudget
 from retrypolicy.guard.ledger import Phase
 from retrypolicy.http.methods import IDEMPOTENT, SAFE
-from retrypolicy.outcome import Defer, Effect
+from retrypolicy.outcome import Effect
 from retrypolicy.testing.check.trace import Attempt, Run
 from retrypolicy.testing.check.world import World
 
@@ -131,7 +131,7 @@ def load(world: World) -> str | None:
     if budget is None or any(attempt.answered.startswith("2") for attempt in _attempts(world)):
         return None
     calls, attempts = len(world.scenario.callers), len(list(_attempts(world)))
-    allowed = _affordable(budget, calls, world.clock.monotonic())
+    allowed = _affordable(budget, calls, world.ended)
     if attempts - calls > allowed + _HAIR:
         return f"{calls} calls made {attempts - calls} retries, and the budget pays for {int(allowed)}"
     return None
@@ -151,10 +151,10 @@ def _affordable(budget: RetryBudget, calls: int, seconds: float) -> float:
 
 def in_flight(world: World) -> str | None:
     """A day after everything has ended, nobody believes the key to be in use."""
-    record = world.record()
-    if record is None or record.phase not in (Phase.ARMED, Phase.CLAIMED) or record.lease < world.clock.now():
+    record, now = world.left_behind()
+    if record is None or record.phase not in (Phase.ARMED, Phase.CLAIMED) or record.lease < now:
         return None
-    left = record.lease - world.clock.now()
+    left = record.lease - now
     return f"a day later the key still counts as in use, for another {left:g} s, and nobody uses it"
 
 
@@ -204,8 +204,3 @@ def _chains(world: World) -> Iterator[list[Run]]:
             while (after := following.get(id(chain[-1]))) is not None:
                 chain.append(after)
             yield chain
-
-
-def retried(world: World) -> bool:
-    """Was anything tried again, or put off to be tried again?"""
-    return world.attempts > len(world.scenario.callers) or any(isinstance(run.decision, Defer) for run in world.runs)

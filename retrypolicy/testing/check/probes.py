@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retrypolicy.outcome import Defer
-from retrypolicy.policy import RetryPolicy
-from retrypolicy.testing.check.faults import DROPPED, REFUSED, TIMEOUT, answer
+from retrypolicy.testing.check.engine import Space
+from retrypolicy.testing.check.faults import DROPPED, FINE, REFUSED, TIMEOUT, answer, catalogue
 from retrypolicy.testing.check.scenario import Caller, Mode, Scenario
-from retrypolicy.testing.check.world import World
+from retrypolicy.testing.check.world import DAY, World
 
 NEVER = "never-retries"
 """The law about all plays together: something is retried."""
 
 CALLS = 100
 """Calls at once to a server that is down."""
+
+STEPS = 12
+"""Steps of a send that goes well, or more."""
+
+LATER = (10.0, 4000.0, 2 * DAY)
+"""When a queue delivers a message again: while its key is in use, after its lease, after the provider forgot it."""
 
 _USUAL = (REFUSED, answer(503, hint=1.0), answer(429), answer(500), DROPPED)
 
@@ -38,6 +44,16 @@ def outages(calls: int = 10) -> Iterator[Scenario]:
         yield Scenario(method="GET", faults=(fault,), lasting=True, callers=(Caller(),) * calls, dice=0.5)
 
 
-def overloads(policy: RetryPolicy) -> Iterator[Scenario]:
-    """The outages that a budget must stand."""
-    return outages(CALLS) if policy.budget is not None else iter(())
+def always(space: Space) -> Iterator[Scenario]:
+    """What is tried in any case: each fault once, and for good; a crash at each step; a hundred calls in an outage."""
+    faults, ways = catalogue(space.policy, space.provider), space.ways
+    for lasting in (False, True):
+        for method, mode in ways:
+            for fault in faults:
+                yield Scenario(method=method, mode=mode, faults=(fault,), lasting=lasting)
+    for later in LATER:
+        for step in range(STEPS):
+            callers = (Caller(dies=step), Caller(starts=later))
+            yield Scenario(method="POST", mode="guarded", faults=(FINE,), callers=callers)
+    if space.policy.budget is not None:
+        yield from outages(CALLS)

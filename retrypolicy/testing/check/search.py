@@ -15,7 +15,6 @@ except ImportError as error:
 
 from hypothesis.strategies import SearchStrategy
 
-from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.testing.check.engine import Space
 from retrypolicy.testing.check.faults import catalogue
 from retrypolicy.testing.check.scenario import Caller, Jump, Mode, Scenario
@@ -45,18 +44,10 @@ def find_scenario(
         return None
 
 
-def modes(space: Space) -> list[tuple[str, Mode]]:
-    """Methods, and ways to make the call, that this policy can meet. The simplest first."""
-    own = sorted(space.policy.idempotent_methods - IDEMPOTENT - {"POST"})
-    found: list[tuple[str, Mode]] = [(method, "plain") for method in ("POST", *own, "PUT", "GET")]
-    found += [(method, "keyed") for method in ("POST", *own) if space.honours(method)]
-    return found + [(method, "guarded") for method in ("POST", *own, "PUT")]
-
-
 def scenarios(space: Space) -> SearchStrategy[Scenario]:
     """Scenarios for this policy."""
     faults = st.lists(st.sampled_from(catalogue(space.policy, space.provider)), min_size=1, max_size=5)
-    where: SearchStrategy[tuple[str, Mode]] = st.sampled_from(modes(space))
+    where: SearchStrategy[tuple[str, Mode]] = st.sampled_from(space.ways)
     dice = st.sampled_from((0.0, 0.5, 0.999))
     jumps = _jumps(space)
     dies = st.none() | st.integers(0, 20)

@@ -38,6 +38,7 @@ class World:
         self.runs: list[Run] = []
         self.moments: list[Moment] = []
         self.untimed = self.policy.total_timeout is None and self.policy.lifetime is None
+        self.ended = 0.0
         self.steps = 0
         self.attempts = 0
         self.cut_off = False  # it went on after the most attempts that are played
@@ -67,17 +68,18 @@ class World:
                 continue
             order += 1
             heapq.heappush(agenda, (at + seconds, order, client))
+        self.ended = self.clock.elapsed
         for client in clients:
             client.die()
         return self
 
-    def record(self) -> Record | None:
-        """What the ledger keeps of the call, a day after everything has ended, by whatever clock."""
-        self.clock.elapsed += DAY + sum(abs(jump.seconds) for jump in self.scenario.jumps)
+    def left_behind(self) -> tuple[Record | None, float]:
+        """What the ledger keeps of the call, and its clock, a day after everything has ended, by whatever clock."""
         call = next((run.call for run in self.runs if run.call is not None and run.call.guarded), None)
         if call is None or self.engine.ledger is None:
-            return None
-        return self.engine.ledger.read(call.digest)[0]
+            return None, 0.0
+        self.clock.elapsed = self.ended + DAY + sum(abs(jump.seconds) for jump in self.scenario.jumps)
+        return self.engine.ledger.read(call.digest)
 
     def _pass_to(self, at: float) -> None:
         while self._jumps and self._jumps[-1].at <= at:

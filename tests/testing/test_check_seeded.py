@@ -1,0 +1,141 @@
+"""check_policy can see: each rule that is taken out of the library is found by its law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from retrypolicy import WEB, WORKER, RetryBudget, RetryPolicy, call, decision
+from retrypolicy.budget import BudgetState
+from retrypolicy.call import Call
+from retrypolicy.guard import transitions
+from retrypolicy.guard.ledger import Phase
+from retrypolicy.outcome import Answered, Effect, Reason, Retry
+from retrypolicy.testing.check import check_policy
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def expired_lease_runs_again(patch: pytest.MonkeyPatch) -> None:
+    arm = transitions.arm
+
+    def wrong(record: Any, take: Any, now: float, *more: Any) -> Any:
+        if record is not None and record.phase is Phase.ARMED and record.lease < now:
+            record = evolve(record, phase=Phase.CLAIMED)
+        return arm(record, take, now, *more)
+
+    patch.setattr(transitions, "arm", wrong)
+
+
+def unknown_is_retried(patch: pytest.MonkeyPatch) -> None:
+    safety = decision._safety
+
+    def wrong(*given: Any) -> tuple[bool, Reason]:
+        return True, safety(*given)[1]
+
+    patch.setattr(decision, "_safety", wrong)
+
+
+def taint_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    for place in (decision, call):
+        patch.setattr(place, "call_effect", lambda effect, **_: effect)
+    patch.setattr(transitions, "_held", lambda record, fence=None: evolve(record, phase=Phase.FAILED))
+
+
+def window_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Call, "_window", lambda self: math.inf)
+    patch.setattr(Call, "_key_is_forgotten", lambda self: False)
+
+
+def sent_before_the_arm(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Call, "arm", lambda self: iter(()))
+
+
+def every_500_is_a_refusal(patch: pytest.MonkeyPatch) -> None:
+    meaning = call.meaning
+
+    def wrong(outcome: Any, **more: Any) -> Any:
+        said = meaning(outcome, **more)
+        wrongly = isinstance(outcome, Answered) and outcome.status == 500
+        return evolve(said, effect=Effect.NOT_APPLIED) if wrongly else said
+
+    patch.setattr(call, "meaning", wrong)
+
+
+def hints_are_not_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decision, "_hint", lambda *_: None)
+
+
+def no_to_a_repeat_is_not_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decision, "do_not_retry", lambda _: None)
+
+
+def judged_as(**changes: Any) -> Patch:
+    def seed(patch: pytest.MonkeyPatch) -> None:
+        judge = call.judge
+        patch.setattr(call, "judge", lambda policy, *given, **more: judge(policy.with_(**changes), *given, **more))
+
+    return seed
+
+
+def everything_is_permitted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BudgetState, "permit", lambda self, kind: True)
+
+
+def attempts_have_no_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Call, "_deadline", lambda self, now: None)
+
+
+def leases_have_no_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Call, "_lease", lambda self: 1e9)
+
+
+def nothing_is_tried_again(patch: pytest.MonkeyPatch) -> None:
+    judge = call.judge
+
+    def wrong(*given: Any, **more: Any) -> Any:
+        said = judge(*given, **more)
+        return decision.Stop(reason=Reason.UNSAFE) if isinstance(said, Retry) else said
+
+    patch.setattr(call, "judge", wrong)
+
+
+POLICY = RetryPolicy(max_wait=10)
+SEEDS: list[tuple[str, Patch, RetryPolicy, str | None]] = [
+    ("duplicate", expired_lease_runs_again, POLICY, None),
+    ("duplicate", unknown_is_retried, POLICY, None),
+    ("duplicate", taint_is_forgotten, POLICY, None),
+    ("duplicate", window_is_ignored, POLICY, "resend"),
+    ("duplicate", sent_before_the_arm, POLICY, None),
+    ("duplicate", every_500_is_a_refusal, POLICY, None),
+    ("false-report", every_500_is_a_refusal, POLICY, None),
+    ("pushback", hints_are_not_read, POLICY, None),
+    ("pushback", no_to_a_repeat_is_not_read, POLICY, None),
+    ("long-wait", judged_as(max_wait=1e9), POLICY, None),
+    ("endless", judged_as(max_attempts=9), WEB, None),
+    ("deadline", judged_as(total_timeout=None), WEB, None),
+    ("deadline", attempts_have_no_end, WEB, None),
+    ("deadline", judged_as(lifetime=None), WORKER, None),
+    ("load", everything_is_permitted, POLICY.with_(budget=RetryBudget(capacity=10)), None),
+    ("load", everything_is_permitted, POLICY.with_(budget=RetryBudget.grpc()), None),
+    ("load", everything_is_permitted, POLICY.with_(budget=RetryBudget.finagle()), None),
+    ("in-flight", leases_have_no_end, POLICY, None),
+    ("never-retries", nothing_is_tried_again, POLICY.with_(max_wait=60), None),
+]
+
+
+@pytest.mark.parametrize(
+    ("law", "seed", "policy", "provider"),
+    SEEDS,
+    ids=[f"{law}-{seed.__name__ if seed.__name__ != 'seed' else number}" for number, (law, seed, _, _) in enumerate(SEEDS)],
+)
+def test_a_seeded_bug_is_found(
+    law: str, seed: Patch, policy: RetryPolicy, provider: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed(monkeypatch)
+    report = check_policy(policy, provider, raises=False)
+    assert law in {finding.law for finding in report.findings}
