@@ -68,7 +68,7 @@ class Run(Sending):
         if response.status_code >= 300 or decision.reason is not Reason.SUCCESS:
             response = self._finish_unusual(decision, response)
         attach_call(response, call)
-        if self.stream and self.watch is not None:
+        if self.stream and self.watch is not None and not response.is_redirect:  # its body is read on the way
             self.watch.deadline = None  # the body is the caller's to read, in their own time
         return response  # type: ignore[no-any-return]  # a requests.Response
 

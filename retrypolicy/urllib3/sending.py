@@ -142,7 +142,10 @@ class Sending:
         provider = self.call.provider
         if decision.reason is not Reason.SUCCESS or status < 400 or provider is None:
             return None
-        return self.response_from(provider.summary(status, None, request=self.call.sent))
+        made = self.response_from(provider.summary(status, None, request=self.call.sent))
+        if made is not None and self._unread:
+            discard(self.raw(self.response))
+        return made
 
     # -- one attempt ---------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,14 @@ def test_a_slow_drain_between_two_attempts_ends_on_time() -> None:
     assert report(error) is not None
 
 
+def test_a_redirect_is_drained_on_time() -> None:
+    """Also with stream=True: its body is read by requests, on the way."""
+    moved = Answer(302, b"x" * 1000, headers={"Location": "/"}, drip=("body", 0.02))
+    error, late = call([moved, Answer(200)], "plain", "GET", b"", stream=True)
+    assert isinstance(error, requests.ConnectionError)
+    assert late < LATE
+
+
 def test_the_callers_own_time_is_not_ours() -> None:
     """A streamed body is read after the call, for as long as it takes."""
     with FaultServer([Answer(200, b"x" * 60, drip=("body", 0.01))]) as server, requests.Session() as session:
