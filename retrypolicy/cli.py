@@ -12,6 +12,7 @@ from retrypolicy.errors import RetryPolicyError
 
 COMMANDS = {
     "demo": ("retrypolicy.demo.command", "send real messages on a bad day, three ways, and count"),
+    "check": ("retrypolicy.testing.check.command", "try the laws of retrying on the policies of a file"),
     "schema": ("retrypolicy.config.command", "the JSON Schema of policy files"),
     "ledger": ("retrypolicy.guard.commands", "look after the durable record of sends"),
     "doctor": ("retrypolicy.guard.doctor", "say what of a ledger, its secret and its clock is not as it should be"),

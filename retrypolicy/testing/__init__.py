@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retrypolicy.clock import VirtualClock
+    from retrypolicy.testing.check.checking import check_policy
+    from retrypolicy.testing.check.findings import PolicyFindings, PolicyReport
     from retrypolicy.testing.faults.catalogue import FAULTS, PORT_FAULTS, TLS_FAULTS, TUNNEL_FAULTS
     from retrypolicy.testing.faults.incoming import Request
     from retrypolicy.testing.faults.server import FaultServer
@@ -28,6 +30,9 @@ _CATALOGUE = ("FAULTS", "PORT_FAULTS", "TLS_FAULTS", "TUNNEL_FAULTS")
 _STEPS = ("Answer", "Blackhole", "Close", "Handshake", "Interim", "Raw", "Refuse", "Reset", "Stall", "Tunnel")
 _HOMES = {
     "VirtualClock": "retrypolicy.clock",
+    "PolicyFindings": "retrypolicy.testing.check.findings",
+    "PolicyReport": "retrypolicy.testing.check.findings",
+    "check_policy": "retrypolicy.testing.check.checking",
     "deactivated": "retrypolicy.testing.switches",
     "FaultServer": "retrypolicy.testing.faults.server",
     "Request": "retrypolicy.testing.faults.incoming",
@@ -46,6 +51,8 @@ __all__ = [
     "FaultServer",
     "Handshake",
     "Interim",
+    "PolicyFindings",
+    "PolicyReport",
     "Raw",
     "Refuse",
     "Request",
@@ -53,6 +60,7 @@ __all__ = [
     "Stall",
     "Tunnel",
     "VirtualClock",
+    "check_policy",
     "deactivated",
 ]
 

@@ -5,9 +5,29 @@ The world is made of the real engine, the real ledger and virtual time; what the
 
 from __future__ import annotations
 
-from retrypolicy.testing.check.findings import Finding, PolicyFindings, PolicyReport
-from retrypolicy.testing.check.search import find_scenario as _needs_hypothesis  # noqa: F401 - says so where it lacks
+import importlib
+from typing import TYPE_CHECKING
 
-from retrypolicy.testing.check.checking import NAMES, check_policy  # isort: skip
+if TYPE_CHECKING:
+    from retrypolicy.testing.check.checking import check_policy
+    from retrypolicy.testing.check.findings import Finding, PolicyFindings, PolicyReport
 
-__all__ = ["NAMES", "Finding", "PolicyFindings", "PolicyReport", "check_policy"]
+# Lazily: the command must come as far as its own error message where hypothesis is not installed.
+_HOMES = {
+    "Finding": "findings",
+    "PolicyFindings": "findings",
+    "PolicyReport": "findings",
+    "check_policy": "checking",
+}
+
+__all__ = ["Finding", "PolicyFindings", "PolicyReport", "check_policy"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from hypothesis.errors import InvalidArgument
-
 from retrypolicy.events import logger
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider, load
@@ -19,7 +17,7 @@ from retrypolicy.testing.check.findings import Finding, PolicyFindings, PolicyRe
 from retrypolicy.testing.check.fixes import mending
 from retrypolicy.testing.check.laws import LAWS, Law
 from retrypolicy.testing.check.scenario import Scenario
-from retrypolicy.testing.check.search import find_scenario, scenarios
+from retrypolicy.testing.check.search import InvalidArgument, find_scenario, scenarios
 from retrypolicy.testing.check.story import tell
 from retrypolicy.testing.check.world import World
 

@@ -144,14 +144,12 @@ class Client:
         trouble = self.world.trouble()
         if trouble is not None:
             self.world.note(f"ledger: {trouble} ({command.operation})")
-        if trouble != "away":
-            answer = self.world.engine.perform(command)
+        answer = None if trouble == "away" else self.world.engine.perform(command)
+        if trouble in ("away", "reply lost"):
+            return partial(steps.throw, LedgerUnavailable("the model's ledger is away"))
         if trouble == "slow":
             run.ledger_seconds += STANDSTILL
-            yield STANDSTILL
-        elif trouble is not None:
-            return partial(steps.throw, LedgerUnavailable("the model's ledger is away"))
-        yield 0.0
+        yield STANDSTILL if trouble == "slow" else 0.0
         return partial(steps.send, answer)
 
     # -- one attempt, as a transport makes it ------------------------------------------------------------------------

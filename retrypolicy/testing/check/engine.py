@@ -16,6 +16,7 @@ from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.testing.check.clock import ModelClock
 from retrypolicy.testing.check.scenario import Mode
+from retrypolicy.testing.check.server import ModelReconciler, Server
 
 HOST = "api.example.com"
 
@@ -56,6 +57,7 @@ class Space:
         extended = provider is not None and not provider.hosts
         host = provider.hosts[0].replace("*", "x") if provider is not None and provider.hosts else HOST
         self.url = f"https://{host}{path if path.startswith('/') else '/' + path}"
+        self.reconciler = ModelReconciler(self.clock, Server(provider))
         self._engine = ModelEngine(
             self.policy,
             ledger=MemoryLedger(clock=self.clock),
@@ -63,6 +65,7 @@ class Space:
             hosts=(HOST,) if extended else (),
             secret="model",  # noqa: S106 - of a ledger that lives as long as a play
             clock=self.clock,
+            reconcilers={"*": self.reconciler},
         )
 
     def honours(self, method: str) -> bool:
@@ -75,10 +78,13 @@ class Space:
     def ways(self) -> tuple[tuple[str, Mode], ...]:
         """Methods, and ways to make the call, that this policy can meet. The simplest first."""
         unsafe = ("POST", *sorted(self.policy.idempotent_methods - IDEMPOTENT - {"POST"}))
-        found: list[tuple[str, Mode]] = [(method, "plain") for method in (*unsafe, "PUT", "GET")]
-        found += [(method, "keyed") for method in unsafe if self.honours(method)]
-        found += [(method, "guarded") for method in (*unsafe, "PUT")]
-        return tuple(found)
+        keyed = tuple(method for method in unsafe if self.honours(method))
+        methods: dict[Mode, tuple[str, ...]] = {
+            "plain": (*unsafe, "PUT", "GET"),
+            "keyed": keyed,
+            "guarded": (*unsafe, "PUT"),
+        }
+        return tuple((method, mode) for mode in methods for method in methods[mode])
 
     def engine(self, mode: Mode) -> ModelEngine:
         """The engine as new, and the clock wound back."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 try:
-    from hypothesis import HealthCheck, Phase, Verbosity, find, settings
+    from hypothesis import Phase, Verbosity, find, settings
     from hypothesis import strategies as st
-    from hypothesis.errors import NoSuchExample
+    from hypothesis.errors import InvalidArgument, NoSuchExample
 except ImportError as error:
     raise ImportError(f"check_policy needs hypothesis: pip install 'retrypolicy[hypothesis]' ({error})") from error
 
@@ -19,6 +19,8 @@ from retrypolicy.testing.check.engine import Space
 from retrypolicy.testing.check.faults import catalogue
 from retrypolicy.testing.check.scenario import Caller, Jump, Mode, Scenario
 from retrypolicy.testing.check.world import DAY
+
+__all__ = ["InvalidArgument", "find_scenario", "scenarios"]
 
 _STARTS = (0.0, 0.05, 0.5, 10.0, 45.0, 400.0, 1000.0, 4000.0, 1.1 * DAY, 2 * DAY)
 """When callers come: at once, while another one is under way, after its lease, after the provider forgot its key."""
@@ -35,7 +37,6 @@ def find_scenario(
         deadline=None,
         derandomize=False,
         phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
     )
     try:

@@ -64,8 +64,8 @@ class Server:
 class ModelReconciler:
     """Asks the server's log, which lags behind, about the one call that is made with a key."""
 
-    server: Server
     clock: Clock
+    server: Server
     quiet: float = 600.0
     lag: float = 60.0
 

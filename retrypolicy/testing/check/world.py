@@ -11,7 +11,7 @@ from retrypolicy.testing.check.client import Client
 from retrypolicy.testing.check.engine import Space
 from retrypolicy.testing.check.faults import FINE, Fault
 from retrypolicy.testing.check.scenario import Scenario, Trouble
-from retrypolicy.testing.check.server import ModelReconciler, Server
+from retrypolicy.testing.check.server import Server
 from retrypolicy.testing.check.trace import Attempt, Moment, Note, Run
 
 MANY = 100
@@ -31,10 +31,9 @@ class World:
         self.url = space.url
         self.clock = space.clock
         self.engine = engine = space.engine(scenario.mode)
-        self.server = Server(space.provider)
+        self.server = space.reconciler.server = Server(space.provider)
         engine.random = lambda: scenario.dice
         engine.listeners = (self,)
-        engine._reconcilers = {"*": ModelReconciler(self.server, self.clock)}
         self.runs: list[Run] = []
         self.moments: list[Moment] = []
         self.untimed = self.policy.total_timeout is None and self.policy.lifetime is None
