@@ -14,12 +14,15 @@ from retrypolicy.testing import Answer, Close, FaultServer
 from tests.companions.laws import AT_ONCE, BUSY, Opened, check_laws, opened_around, opened_with, told
 
 
+DAY = 86_400  # the tests may start long after this module was read
+
+
 def keep(seconds: int, **more: str) -> dict[str, str]:
     return {"Date": formatdate(usegmt=True), "Cache-Control": f"max-age={seconds}", **more}
 
 
-FRESH = Answer(200, b"fresh", headers=keep(60))
-BUSY_AND_FRESH = Answer(503, b"busy", headers=keep(60, **{"Retry-After": "0"}))
+FRESH = Answer(200, b"fresh", headers=keep(DAY))
+BUSY_AND_FRESH = Answer(503, b"busy", headers=keep(DAY, **{"Retry-After": "0"}))
 
 
 class Retrying(RetryAdapter, CacheControlAdapter):
@@ -38,7 +41,7 @@ def test_laws(opened: Opened) -> None:
 @shapes
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_fresh_answer_costs_no_request(opened: Opened, framing: str) -> None:
-    fresh = Answer(200, b"fresh", headers=keep(60), framing=framing)  # type: ignore[arg-type]  # a word
+    fresh = Answer(200, b"fresh", headers=keep(DAY), framing=framing)  # type: ignore[arg-type]  # a word
     with FaultServer([BUSY_AND_FRESH, Close("request"), fresh, Answer(500)]) as server, opened() as session:
         first, second = session.get(server.url()), session.get(server.url())
         assert (first.content, second.content) == (b"fresh", b"fresh")
@@ -50,7 +53,7 @@ def test_a_fresh_answer_costs_no_request(opened: Opened, framing: str) -> None:
 @shapes
 @pytest.mark.filterwarnings("ignore:unclosed file")  # CacheControl forgets its buffer where a body breaks
 def test_a_body_that_broke_is_not_kept(opened: Opened) -> None:
-    broken = Answer(200, b"0123456789", headers=keep(60), cut=("body", 5))
+    broken = Answer(200, b"0123456789", headers=keep(DAY), cut=("body", 5))
     with FaultServer([broken, FRESH]) as server, opened() as session:
         assert [session.get(server.url()).content for _ in range(2)] == [b"fresh", b"fresh"]
         assert server.complete == 2
@@ -60,7 +63,7 @@ def test_a_body_that_broke_is_not_kept(opened: Opened) -> None:
 @shapes
 def test_a_stale_answer_is_asked_for_again_by_its_tag(opened: Opened) -> None:
     tagged = Answer(200, b"tagged", headers=keep(0, ETag='"1"'))
-    script = [tagged, BUSY, Answer(304, headers=keep(60, ETag='"1"')), Answer(500)]
+    script = [tagged, BUSY, Answer(304, headers=keep(DAY, ETag='"1"')), Answer(500)]
     with FaultServer(script) as server, opened() as session:
         contents = [session.get(server.url()).content for _ in range(3)]
         assert contents == [b"tagged"] * 3
