@@ -13,7 +13,6 @@ from retrypolicy.requests import RetryAdapter
 from retrypolicy.testing import Answer, Close, FaultServer
 from tests.companions.laws import AT_ONCE, BUSY, Opened, check_laws, opened_around, opened_with, told
 
-
 DAY = 86_400  # the tests may start long after this module was read
 
 
