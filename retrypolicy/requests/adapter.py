@@ -172,8 +172,8 @@ class RetryAdapter(HTTPAdapter):
     def _look_into(self, transport: BaseAdapter, run: Run, options: dict[str, Any]) -> None:
         """Watch the wire of another adapter, if its `send` is HTTPAdapter's: one attempt, on the pool that it finds."""
         if not isinstance(transport, HTTPAdapter) or getattr(transport.send, "__func__", None) is not _SEND:
-            run.out_of_sight()
             return
+        run.off_pool()
         verify, cert = options["verify"], options["cert"]
         with suppress(Exception):  # which `send` meets, too
             pool = transport.get_connection_with_tls_context(run.request, verify, options["proxies"], cert)

@@ -47,7 +47,7 @@ class Sending:
     pool: Any = None  # kept over the attempts: they differ in nothing that chooses it
     watch: Watch | None = None
     _armed = False  # the guard was called for the running attempt
-    _pooled = False  # the running attempt has a pool, or is in the hands of somebody who may have one
+    _pooled = False  # the running attempt has a pool; or somebody else sends, who may have one
     _placed = 0  # which generation of the outgoing key stands in the request
     _unread = False  # the body of the last answer is still on the connection, in whole or in part
     retries: Retry = ONE_ATTEMPT  # what stands on the final answer, with the history of the call
@@ -167,7 +167,7 @@ class Sending:
         hooked = call.guarded and call.hooked
         self.response = self.error = None
         call.let_go = self.let_go
-        self._armed = self._pooled = False
+        self._armed, self._pooled = False, not call.hooked
         self.body.rewind()
         deadline = left = None
         if call.deadline is not None and self.engine.mode != "observe":
@@ -202,10 +202,6 @@ class Sending:
         if not watched and self.call.guarded and self.call.hooked and not self._armed:
             self._arm()
         return watched
-
-    def out_of_sight(self) -> None:
-        """Somebody else sends: what they raise does not tell whether they had begun."""
-        self._pooled = True
 
     def off_pool(self) -> None:
         """The transport could not prepare what it was about to send: nothing has left."""

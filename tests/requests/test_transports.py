@@ -89,6 +89,31 @@ def test_the_guard_is_asked_before_whatever_else_sends(inside: bool) -> None:
     assert sent == [[Phase.ARMED]]
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["around", "in front"])
+@pytest.mark.parametrize("error", [ValueError, OSError, requests.exceptions.InvalidURL])
+def test_an_error_of_whatever_else_sends_is_unknown(inside: bool, error: type[Exception]) -> None:
+    """It looks like one about bad input, and may have come behind the last byte."""
+    sent = []
+
+    class Own(HTTPAdapter):
+        def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
+            sent.append(request)
+            raise error("the answer makes no sense")
+
+    class Both(RetryAdapter, Own):
+        pass
+
+    ledger = MemoryLedger()
+    with requests.Session() as session:
+        adapter = Both(AT_ONCE, ledger=ledger) if inside else RetryAdapter(AT_ONCE, transport=Own(), ledger=ledger)
+        session.mount("http://", adapter)
+        with pytest.raises(error), operation(key="k"):
+            session.post("http://api.example.com/", data=b"x")
+        with pytest.raises(SendHeld), operation(key="k"):
+            session.post("http://api.example.com/", data=b"x")
+    assert len(sent) == 1
+
+
 def test_an_adapter_without_urllib3() -> None:
     """Its answers have no `raw`, its errors say nothing."""
     answers: list[Any] = [503, 429, OSError("gone"), 200]
