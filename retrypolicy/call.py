@@ -563,11 +563,7 @@ class Call:
             self._refuse(*self._in_the_way)
         if isinstance(decision, Retry):
             return decision
-        if self._claimed:
-            ours = (self.digest, self._owner, self._fence)
-            self.recorded = yield from self._write("park", ours, lease=0.0, not_before=until)
-            return decision
-        take = Take(
+        take = Take(  # a claim even where we have one: it counts the attempts since the last arm
             key=self.digest,
             owner=self._owner,
             token=os.urandom(8),
@@ -579,7 +575,7 @@ class Call:
             label=self.key.label if self.key is not None else "",
             provider=self._provider_name(),
         )
-        self._unrecorded = 0
+        self._unrecorded, self._claimed = 0, False
         self.recorded = yield from self._write("claim", (take,))
         return decision
 

@@ -15,7 +15,8 @@ from retrypolicy.call import Call
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Phase
 from retrypolicy.outcome import Answered, Effect, Reason, Retry
-from retrypolicy.testing.check import NAMES, check_policy
+from retrypolicy.testing.check import check_policy
+from retrypolicy.testing.check.checking import NAMES
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -8,8 +8,8 @@ from retrypolicy.outcome import Reason
 from retrypolicy.testing.check.trace import Attempt, Note
 from retrypolicy.testing.check.world import World
 
-LONGEST = 12
-"""Attempts that are told one by one, before and after the middle is left out."""
+LONGEST = 6
+"""Attempts that are told one by one; of more than these the middle is left out."""
 
 _REASONS = {
     Reason.SUCCESS: "it is done",

@@ -140,7 +140,7 @@ class World:
         run = None if self._current is None else self._current.run
         if isinstance(event, Decided) and run is not None and run.attempts:
             attempt = run.attempts[-1]
-            attempt.action, attempt.reason = event.action, event.reason
+            attempt.number, attempt.action, attempt.reason = event.number, event.action, event.reason
 
 
 def _nth(number: int) -> str:
