@@ -10,16 +10,32 @@ import pytest
 from attrs import evolve
 from hypothesis import Phase as Stage
 from hypothesis import settings
+from hypothesis import strategies as hs
 from hypothesis.stateful import run_state_machine_as_test
 
+from retrypolicy import Engine, RetryBudget, RetryPolicy
+from retrypolicy.budget import BreakerState, BudgetState, Kind
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import RETENTION, Filter, Phase, Record, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing import VirtualClock
-from retrypolicy.testing.machines import LedgerMachine, Subject
+from retrypolicy.testing.machines import BreakerMachine, BudgetMachine, EngineMachine, LedgerMachine, Subject
 
-FIND = settings(max_examples=400, stateful_step_count=30, deadline=None, database=None, phases=[Stage.generate])
-PASS = settings(max_examples=40, stateful_step_count=30, deadline=None)
+FIND = settings(
+    max_examples=400,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    phases=[Stage.generate],
+    derandomize=True,  # what a machine can see must not be luck
+)
+PASS = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None, derandomize=True)
+RANDOM = settings(max_examples=20, stateful_step_count=30, deadline=None)
+
+TestEngine = EngineMachine.TestCase  # a ledger of each kind is tried beside its other tests
+TestBudget = BudgetMachine.TestCase
+TestBreaker = BreakerMachine.TestCase
+TestEngine.settings = TestBudget.settings = TestBreaker.settings = RANDOM
 
 
 def machine(base: type, **members: Any) -> Any:
@@ -129,3 +145,162 @@ class ListsTooMuch(MemoryLedger):
 def test_a_bug_in_a_ledger_is_found(bug: Any) -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(ledgers(lambda clock: bug(clock=clock)), settings=FIND)
+
+
+# -- engines
+
+
+def test_our_engine_passes_and_every_phase_is_reached() -> None:
+    ours = machine(EngineMachine)
+    run_state_machine_as_test(ours, settings=PASS)
+    assert ours.covered.states >= {"absent", "armed", "held", "done", "failed"}
+    assert {"call", "call without key", "evidence"} <= set(ours.covered.steps)
+    assert ours.covered.steps.total() > 150
+
+
+def engines(**wrong: Any) -> Any:
+    """Engines that go by another policy than they were given."""
+
+    def open_engine(self: Any, policy: RetryPolicy, ledger: Any, clock: Any, random: Any) -> Engine:
+        changes = {name: value(policy) if callable(value) else value for name, value in wrong.items()}
+        return Engine(policy.with_(**changes), ledger=ledger, clock=clock, random=random, secret="x")
+
+    return machine(EngineMachine, open=open_engine)
+
+
+class LosesGoodNews(MemoryLedger):
+    def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+        return True
+
+
+ENGINES = {
+    "repeats what may have been applied": engines(idempotent_methods={"CALL"}),
+    "takes a 500 for a refusal": engines(refusal_statuses=lambda policy: policy.refusal_statuses | {500}),
+    "one attempt too many": engines(max_attempts=lambda policy: policy.max_attempts + 1),
+    "sleeps as long as it likes": engines(max_wait=1e6),
+    "knows no total timeout": engines(total_timeout=None),
+    "knows no lifetime": engines(lifetime=None),
+    "sends held keys again": engines(guard=lambda policy: evolve(policy.guard, on_unknown="resend")),
+    "has no memory": machine(
+        EngineMachine, open=lambda self, policy, ledger, clock, random: Engine(policy, clock=clock)
+    ),
+    "loses good news": machine(EngineMachine, store=lambda self, clock: LosesGoodNews(clock=clock)),
+    "runs again": machine(EngineMachine, store=lambda self, clock: RunsAgain(clock=clock)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ENGINES)
+def test_a_bug_in_an_engine_is_found(bug: str, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run_state_machine_as_test(ENGINES[bug], settings=FIND)
+
+
+# -- budgets and breakers
+
+
+def test_our_budgets_pass() -> None:
+    ours = machine(BudgetMachine)
+    run_state_machine_as_test(ours, settings=PASS)
+    assert ours.covered.states == {"full", "part", "empty"}
+    assert ours.covered.steps["permitted"]
+    assert ours.covered.steps["refused"]
+
+
+class Generous(BudgetState):
+    """A retry is permitted while anything is left."""
+
+    def permit(self, kind: Kind = "transient") -> bool:
+        return super().permit(kind) or self.balance > 0
+
+
+class Stingy(BudgetState):
+    """A refusal costs as much as a retry."""
+
+    def permit(self, kind: Kind = "transient") -> bool:
+        permitted = super().permit(kind)
+        if not permitted:
+            self._account.add(-self._costs[kind])
+        return permitted
+
+
+class RunsOver(BudgetState):
+    """What is paid in when the bucket is full is kept."""
+
+    saved = 0
+
+    def on_success(self, last: Kind | None = None) -> None:
+        self.saved += self._account.full
+        super().on_success(last)
+
+    def permit(self, kind: Kind = "transient") -> bool:
+        if super().permit(kind):
+            return True
+        self.saved -= 1
+        return self.saved >= 0
+
+
+class KnowsOneCost(BudgetState):
+    def permit(self, kind: Kind = "transient") -> bool:
+        return super().permit("transient")
+
+
+@pytest.mark.parametrize("bug", [Generous, Stingy, RunsOver, KnowsOneCost])
+def test_a_bug_in_a_budget_is_found(bug: Any) -> None:
+    wrong = machine(BudgetMachine, open=lambda self, budget, clock: bug(budget, "host", clock))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(wrong, settings=FIND)
+
+
+def test_one_budget_can_be_tried_alone() -> None:
+    tried: list[RetryBudget] = []
+
+    def open_budget(self: Any, budget: RetryBudget, clock: VirtualClock) -> BudgetState:
+        tried.append(budget)
+        return budget.state("host", clock)
+
+    mine = machine(BudgetMachine, budgets=hs.just(RetryBudget.aws()), open=open_budget)
+    run_state_machine_as_test(mine, settings=settings(PASS, max_examples=5))
+    assert set(tried) == {RetryBudget.aws()}
+
+
+def test_our_breakers_pass() -> None:
+    ours = machine(BreakerMachine)
+    run_state_machine_as_test(ours, settings=PASS)
+    assert ours.covered.states == {"closed", "open", "half_open"}
+    assert ours.covered.moves["unhealthy", "closed", "open"]
+
+
+class TooSoon(BreakerState):
+    """It is half open before its time."""
+
+    def before(self) -> float | None:
+        wait = super().before()
+        return None if wait is not None and wait < self.breaker.open_for / 2 else wait
+
+
+class TooMany(BreakerState):
+    """Half open, it lets everybody through."""
+
+    def before(self) -> float | None:
+        wait = super().before()
+        return None if self.phase == "half_open" else wait
+
+
+class NeverOpens(BreakerState):
+    def record(self, healthy: bool | None, started: float | None = None) -> None:
+        return
+
+
+class CountsLateNews(BreakerState):
+    """An attempt from before it opened closes it."""
+
+    def record(self, healthy: bool | None, started: float | None = None) -> None:
+        super().record(healthy)
+
+
+@pytest.mark.parametrize("bug", [TooSoon, TooMany, NeverOpens, CountsLateNews])
+def test_a_bug_in_a_breaker_is_found(bug: Any) -> None:
+    wrong = machine(BreakerMachine, open=lambda self, breaker, clock: bug(breaker, clock))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(wrong, settings=FIND)

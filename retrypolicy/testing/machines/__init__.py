@@ -21,7 +21,11 @@ except ImportError as error:
         f"retrypolicy.testing.machines needs hypothesis: pip install retrypolicy[hypothesis] ({error})"
     ) from error
 
+from retrypolicy.testing.machines.breaker import BreakerMachine
+from retrypolicy.testing.machines.budget import BudgetMachine
 from retrypolicy.testing.machines.coverage import Coverage
-from retrypolicy.testing.machines.ledger import LedgerMachine, Subject
+from retrypolicy.testing.machines.engine import EngineMachine
+from retrypolicy.testing.machines.ledger import LedgerMachine
+from retrypolicy.testing.machines.subject import Subject
 
-__all__ = ["Coverage", "LedgerMachine", "Subject"]
+__all__ = ["BreakerMachine", "BudgetMachine", "Coverage", "EngineMachine", "LedgerMachine", "Subject"]

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from retrypolicy.clock import VirtualClock
 from retrypolicy.guard import transitions
-from retrypolicy.guard.ledger import RETENTION, Filter, Ledger, Phase, Record, Refused, Take, Taken
+from retrypolicy.guard.ledger import Filter, Phase, Record, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing.machines.coverage import Machine
 from retrypolicy.testing.machines.likeness import same_answer, same_record
+from retrypolicy.testing.machines.subject import Subject
 
 KEYS = (b"k" * 32, b"l" * 32)
 _KEYS = st.sampled_from((*KEYS[:1] * 3, KEYS[1]))  # one key mostly: bugs lie in long stories, not in many
@@ -25,28 +26,6 @@ OWNERS = (b"A" * 16, b"B" * 16, b"C" * 16)
 RACERS = (b"X" * 16, b"Y" * 16, b"Z" * 16)  # others: a key between its attempts is free for its owner alone
 PRINTS = (b"f" * 32, b"g" * 32)
 SHORT, LONG = 10.0, 10_000.0
-
-
-@frozen(kw_only=True)
-class Subject:
-    """A ledger under test: fresh and empty.
-
-    advance: moves the time that the ledger reads by so many seconds, forward or back. None where it can't be moved (a
-        server's clock): then only what is over at once, or not within the test, is tried.
-    reopen: opens the same store again, as another process does while the first still has it open, or has died.
-    close: called at the end.
-    retention: seconds that the ledger keeps settled records.
-    tolerance: seconds by which its times may differ from the model's, where its clock is not ours.
-    threads: it may be called from several threads at once.
-    """
-
-    ledger: Ledger
-    advance: Callable[[float], None] | None = None
-    reopen: Callable[[], Ledger] | None = None
-    close: Callable[[], None] = field(default=lambda: None)
-    retention: float = RETENTION
-    tolerance: float = 0.0
-    threads: bool = True
 
 
 @frozen
@@ -119,6 +98,17 @@ class LedgerMachine(Machine):
             case _:
                 return
         self._settle(then, key, say, mean)
+
+    @precondition(lambda self: self.subject.advance is not None)
+    @rule(data=st.data(), key=_KEYS)
+    def owner_dies(self, data: st.DataObject, key: bytes) -> None:
+        """Another one that takes luck: an attempt on the wire is never heard of again, and another call comes."""
+        assert self.subject.advance is not None
+        first = evolve(self._take(data, key, OWNERS[0]), lease=SHORT)
+        self._do("arm", key, lambda: self.ledger.arm(first), lambda r, now: self._pure(transitions.arm, r, first, now))
+        self.subject.advance(SHORT + 1)
+        next_ = evolve(first, owner=OWNERS[1], token=OWNERS[1])
+        self._do("arm", key, lambda: self.ledger.arm(next_), lambda r, now: self._pure(transitions.arm, r, next_, now))
 
     @rule(data=st.data(), key=_KEYS, owner=st.sampled_from(OWNERS))
     def claim(self, data: st.DataObject, key: bytes, owner: bytes) -> None:
