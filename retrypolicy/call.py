@@ -563,6 +563,9 @@ class Call:
             self._refuse(*self._in_the_way)
         if isinstance(decision, Retry):
             return decision
+        if self.tainted:
+            yield from self._put_back(until)
+            return decision
         take = Take(  # a claim even where we have one: it counts the attempts since the last arm
             key=self.digest,
             owner=self._owner,
@@ -578,6 +581,17 @@ class Call:
         self._unrecorded, self._claimed = 0, False
         self.recorded = yield from self._write("claim", (take,))
         return decision
+
+    def _put_back(self, until: float) -> Generator[Command, Any, None]:
+        """What is held can't be claimed: armed, with nothing sent, and put back, its attempts and its wait are kept."""
+        try:
+            answer = yield from self._take()
+        except LedgerUnavailable:
+            self.recorded = False
+            return
+        if isinstance(answer, Taken):
+            self._unrecorded = 0
+            self.recorded = yield from self._write("park", (self.digest, self._owner, answer.fence), not_before=until)
 
     def _look(self, outcome: Outcome) -> Generator[Command, Any, None]:
         """The first attempt ended before its arm, where it would have learnt what earlier runs did: one read."""

@@ -36,7 +36,7 @@ from retrypolicy.testing import PolicyFindings, check_policy
 from retrypolicy.testing.check import Finding
 from retrypolicy.testing.check.checking import NAMES
 from retrypolicy.testing.check.engine import Space
-from retrypolicy.testing.check.faults import DROPPED, FINE, REFUSED, TIMEOUT, Fault, answer, catalogue
+from retrypolicy.testing.check.faults import DROPPED, FINE, TIMEOUT, UNREACHABLE, Fault, answer, catalogue
 from retrypolicy.testing.check.laws import LAWS
 from retrypolicy.testing.check.scenario import Caller, Scenario
 from retrypolicy.testing.check.world import DAY, World
@@ -265,13 +265,14 @@ def test_a_provider_asks_for_time_in_its_own_header(provider: str) -> None:
 @pytest.mark.parametrize(
     "faults",
     [
-        (evolve(REFUSED, error=TimeoutError, seconds=30.0),),  # put off before any arm
-        (answer(429, hint=1.0), evolve(REFUSED, error=TimeoutError, seconds=30.0)),  # between two arms
+        (UNREACHABLE,),  # put off before any arm
+        (answer(429), UNREACHABLE),  # between two arms
+        (DROPPED, UNREACHABLE),  # held
     ],
 )
 def test_attempts_and_lifetime_hold_over_runs_that_get_nowhere(faults: tuple[Fault, ...]) -> None:
     """Runs that never came as far as an arm put the call off for ever: nothing of them was counted."""
-    scenario = Scenario(mode="guarded", faults=faults, lasting=True)
+    scenario = Scenario(method="PUT", mode="guarded", faults=faults, lasting=True)
     world = World(Space(WEB, None), scenario).play()
     assert sum(len(run.attempts) for run in world.runs) == WEB.max_attempts
     assert len(world.runs) > 1

@@ -116,6 +116,10 @@ REFUSED = Fault(name="refused", stage=Stage.NOT_CONNECTED, error=ConnectionRefus
                 answered="the connection was refused")  # fmt: skip
 
 
+UNREACHABLE = evolve(REFUSED, name="unreachable", error=TimeoutError, seconds=SLOW,
+                     answered=f"no connection within {SLOW:g} s")  # fmt: skip
+
+
 def _kinds() -> Iterator[Fault]:
     """Faults of every client and server; `applies` is added for those where it may be."""
     yield FINE
@@ -125,9 +129,7 @@ def _kinds() -> Iterator[Fault]:
     yield REFUSED
     yield evolve(REFUSED, name="unknown-name", retry_limit=1, answered="the name does not exist")
     yield evolve(REFUSED, name="bad-certificate", retry_limit=0, answered="the certificate is bad")
-    yield evolve(
-        REFUSED, name="connect-timeout", error=TimeoutError, seconds=SLOW, answered=f"no connection within {SLOW:g} s"
-    )
+    yield UNREACHABLE
     for stage in (Stage.NOT_SENT, Stage.HEAD_UNFINISHED, Stage.BODY_UNFINISHED, Stage.ANSWERING):
         sent, answered = _TOLD_BY[stage]
         yield Fault(name=stage.value.replace("_", "-"), stage=stage, sent=sent, answered=answered)

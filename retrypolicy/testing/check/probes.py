@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from retrypolicy.outcome import Defer
 from retrypolicy.testing.check.engine import Space
-from retrypolicy.testing.check.faults import DROPPED, FINE, REFUSED, TIMEOUT, answer, catalogue
+from retrypolicy.testing.check.faults import DROPPED, FINE, REFUSED, TIMEOUT, UNREACHABLE, answer, catalogue
 from retrypolicy.testing.check.scenario import Caller, Mode, Scenario
 from retrypolicy.testing.check.world import DAY, World
 
@@ -45,12 +45,16 @@ def outages(calls: int = 10) -> Iterator[Scenario]:
 
 
 def always(space: Space) -> Iterator[Scenario]:
-    """What is tried in any case: each fault once, and for good; a crash at each step; a hundred calls in an outage."""
+    """What is tried in any case: each fault once, for good, and before an outage; a crash at each step; many calls."""
     faults, ways = catalogue(space.policy, space.provider), space.ways
     for lasting in (False, True):
         for method, mode in ways:
             for fault in faults:
                 yield Scenario(method=method, mode=mode, faults=(fault,), lasting=lasting)
+    for method, mode in ways:
+        if mode == "guarded":  # a queue goes on with it
+            for fault in faults:
+                yield Scenario(method=method, mode=mode, faults=(fault, UNREACHABLE), lasting=True)
     for later in LATER:
         for step in range(STEPS):
             callers = (Caller(dies=step), Caller(starts=later))
