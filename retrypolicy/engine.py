@@ -106,7 +106,6 @@ class Engine:
         self._wake = threading.Event()
         self._running: set[Call] = set()
         self._ended = threading.Condition()
-        self._effective: dict[tuple[int, int], tuple[RetryPolicy, RetryPolicy]] = {}
         self._warned = False
         self.shared = shared
         self._alone = False  # the shared budgets could not be reached when they were last tried
@@ -274,14 +273,8 @@ class Engine:
             warnings.warn(text, UnprotectedKey, stacklevel=5)
 
     def _with_rules(self, policy: RetryPolicy, provider: Provider | None) -> RetryPolicy:
-        """The policy's own rules, then the provider's. Cached by identity: both are immutable."""
-        if provider is None or not provider.rules:
-            return policy
-        known = self._effective.get((id(policy), id(provider)))
-        if known is None or known[0] is not policy:
-            known = (policy, evolve(policy, rules=policy.rules + provider.rules))
-            self._effective[id(policy), id(provider)] = known
-        return known[1]
+        """The policy's own rules, then the provider's."""
+        return policy if provider is None or not provider.rules else _with_rules_of(policy, provider)
 
     # -- budget and breaker --------------------------------------------------------------------------------------------
 
@@ -618,7 +611,37 @@ def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | 
     from retrypolicy.providers import load
 
     provider = load(given)
-    return evolve(provider, hosts=tuple(provider.hosts) + tuple(hosts)) if hosts else provider
+    return _at_hosts(provider, tuple(hosts)) if hosts else provider
+
+
+# Anymail's backends make an engine for each message: what two values make together is remembered, by identity (both are
+# immutable, and hold dicts).
+_together: dict[tuple[object, ...], tuple[Any, Any]] = {}
+
+
+def _at_hosts(provider: Provider, hosts: tuple[str, ...]) -> Provider:
+    key = (id(provider), hosts)
+    found: Provider = _remembered(key, provider, lambda: evolve(provider, hosts=tuple(provider.hosts) + hosts))
+    return found
+
+
+def _with_rules_of(policy: RetryPolicy, provider: Provider) -> RetryPolicy:
+    key, alive = (id(policy), id(provider)), (policy, provider)
+    found: RetryPolicy = _remembered(key, alive, lambda: evolve(policy, rules=policy.rules + provider.rules))
+    return found
+
+
+def _remembered(key: tuple[object, ...], alive: object, make: Callable[[], Any]) -> Any:
+    """`alive` is what the ids in the key belong to: as long as it is kept, no other object gets them."""
+    known = _together.get(key)
+    if known is None:
+        if len(_together) >= _MOST:
+            _together.clear()
+        known = _together[key] = (alive, make())
+    return known[1]
+
+
+_MOST = 256
 
 
 def _ledger(given: Ledger | str | None) -> Ledger | None:
