@@ -295,6 +295,15 @@ def test_a_bad_url_is_told_without_its_password(url: str) -> None:
     assert "must be" in str(caught.value)
 
 
+def test_a_client_made_here_says_nothing_again_by_itself_and_does_not_wait_for_long() -> None:
+    """redis-py's own settings would: ten times, and without a time-out."""
+    ledger = RedisLedger("redis://127.0.0.1:1", timeout=1.5)
+    assert ledger._client.get_retry()._retries == 0
+    settings = ledger._client.get_connection_kwargs()
+    assert (settings["socket_timeout"], settings["socket_connect_timeout"]) == (1.5, 0.75)
+    ledger.close()
+
+
 @pytest.mark.parametrize(("name", "value"), [("timeout", 0), ("retention", -1), ("wait_replicas", -1)])
 def test_bad_options(name: str, value: float) -> None:
     with pytest.raises(PolicyError, match=name):
