@@ -18,7 +18,7 @@ from retrypolicy.requests.hops import Hop, hop_of
 from retrypolicy.requests.replay import replayed_response
 from retrypolicy.requests.unbuilt import Unbuilt, build
 from retrypolicy.urllib3.answers import huge
-from retrypolicy.urllib3.sending import KEY_HEADER, Sending, clipped
+from retrypolicy.urllib3.sending import Sending, clipped, drop_key
 
 if TYPE_CHECKING:
     from retrypolicy.providers import Provider
@@ -48,8 +48,8 @@ class Run(Sending):
                 self.method, self.url, own_key=self._own_key, content=self._contents, hooked=hooked
             )
         same = hop.same_origin(self.url)
-        if not same:
-            request.headers.pop(KEY_HEADER, None)  # another origin: no key goes along
+        if not same or self.method != hop.call.method:
+            drop_key(request.headers, hop.call.provider)
         return self.engine.follow(hop.call, self.method, self.url, same_origin=same, hooked=hooked)
 
     def _own_key(self, provider: Provider | None) -> str | None:

@@ -17,7 +17,7 @@ from retrypolicy.outcome import Answered
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.urllib3.answers import cut_short, discard, huge, replayed, set_retries
 from retrypolicy.urllib3.errors import as_urllib3_error
-from retrypolicy.urllib3.sending import KEY_HEADER, ONE_ATTEMPT, Sending, clipped
+from retrypolicy.urllib3.sending import ONE_ATTEMPT, Sending, clipped, drop_key
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -82,7 +82,8 @@ class Run(Sending):
             raise error
         same = self._hops.same_origin(self.url)
         if not same or self.method != before.method:
-            self._sent_headers = self._headers = self._without_key(before.provider)
+            self._sent_headers = self._headers = headers = HTTPHeaderDict(self._headers)
+            drop_key(headers, before.provider)
         return self.engine.follow(
             before, self.method, self.url, same_origin=same, hooked=True, policy=self._hops.policy
         )
@@ -93,14 +94,6 @@ class Run(Sending):
     def _contents(self, provider: Provider | None) -> bytes:
         kind: str | bytes = HTTPHeaderDict(self._headers).get("Content-Type", "")
         return self.body.content(self.method, self.url, kind, provider)
-
-    def _without_key(self, provider: Provider | None) -> HTTPHeaderDict:
-        """No key goes along to another origin, nor with the GET after a 303."""
-        headers = HTTPHeaderDict(self._headers)
-        headers.discard(KEY_HEADER)
-        if provider is not None and provider.key is not None and provider.key.header is not None:
-            headers.discard(provider.key.header)
-        return headers
 
     def finish(self, decision: Decision) -> BaseHTTPResponse:
         call = self.call

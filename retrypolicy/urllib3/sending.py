@@ -21,7 +21,7 @@ from retrypolicy.urllib3.failures import failure_of
 from retrypolicy.urllib3.wire import Watch, current_watch, track
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from retrypolicy.engine import Engine
     from retrypolicy.providers import Provider
@@ -274,6 +274,13 @@ class Sending:
 
 
 _SUCCESS = {reused: Answered(status=200, reused=reused) for reused in (False, True)}
+
+
+def drop_key(headers: MutableMapping[Any, Any], provider: Provider | None) -> None:
+    """No key goes along to another origin, nor with the GET after a 303: the caller's own neither."""
+    headers.pop(KEY_HEADER, None)
+    if provider is not None and provider.key is not None and provider.key.header is not None:
+        headers.pop(provider.key.header, None)
 
 
 def current_sending() -> Sending | None:

@@ -341,7 +341,13 @@ def test_no_key_goes_along_to_another_origin() -> None:
             mount(session, AT_ONCE, provider=honouring())
             with operation(key="k"):
                 assert session.post(server.url(), data=b"x").status_code == 200
-        assert ["X-Key" in dict(r.headers) for r in other.requests] == [False]
+            own = {"X-Key": "mine", "Idempotency-Key": "mine"}
+            assert session.post(server.url(), data=b"x", headers=own).status_code == 200
+            server.play([Answer(303, headers={"Location": "/elsewhere"}), Answer(200)])
+            assert session.post(server.url(), data=b"x", headers=own).status_code == 200
+        for request in (*other.requests, server.requests[-1]):
+            assert request.header("X-Key") is request.header("Idempotency-Key") is None
+        assert [r.header("X-Key") for r in server.requests] == ["k", "mine", "mine", None]
 
 
 def test_digest_goes_through_the_adapter_and_stays_one_call() -> None:
