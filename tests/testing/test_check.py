@@ -110,6 +110,8 @@ def test_the_recipe_taken_literally_accepts_duplicates_in_two_attempts() -> None
     assert finding.verdict == "the server acted on the call 2 times"
     assert "take POST out of idempotent_methods" in finding.fix
     assert str(finding) in str(raised.value)
+    page = Path(__file__).parents[2] / "docs" / "check.md"
+    assert str(finding) in page.read_text()
     assert isinstance(raised.value, AssertionError)
 
 

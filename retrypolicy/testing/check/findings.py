@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 from attrs import frozen
+
+_WIDTH = 110
 
 
 @frozen(kw_only=True)
@@ -27,8 +30,9 @@ class Finding:
 
     def __str__(self) -> str:
         cause = f" ({self.cause})" if self.cause else ""
-        lines = [f"{self.law}: {self.title}{cause}", "", *self.story, "", f"So {self.verdict}.", f"To do: {self.fix}."]
-        return "\n".join(line if not line or n == 0 else f"  {line}" for n, line in enumerate(lines))
+        ends = [line for text in (f"So {self.verdict}.", f"To do: {self.fix}.") for line in wrap(text, _WIDTH)]
+        told = ["", *self.story, "", *ends]
+        return "\n".join([f"{self.law}: {self.title}{cause}", *(f"  {line}".rstrip() for line in told)])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
