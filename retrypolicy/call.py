@@ -559,7 +559,10 @@ class Call:
         if isinstance(decision, Stop):
             yield from self._give_up()
             return decision
-        if self._in_the_way is not None:
+        if self._in_the_way is not None and not (
+            # Who has it now may be through with it when the next attempt comes.
+            self._in_the_way[0].phase is Phase.ARMED and isinstance(decision, Retry)
+        ):
             self._refuse(*self._in_the_way)
         if isinstance(decision, Retry):
             return decision
@@ -599,7 +602,10 @@ class Call:
             return
         self._checked = True
         record, now = yield from self._read()
-        if record is None or record.phase not in (Phase.CLAIMED, Phase.DONE, Phase.HELD):
+        if record is not None and record.phase is Phase.ARMED and record.lease < now:
+            yield from self._write("expire", (self.digest, record.fence))  # as an arm would
+            record, now = yield from self._read()
+        if record is None or record.phase is Phase.FAILED:
             return
         if record.phase is not Phase.CLAIMED and not self._may_rearm(record, now):
             self._in_the_way = record, now

@@ -284,6 +284,14 @@ def test_attempts_and_lifetime_hold_over_runs_that_get_nowhere(faults: tuple[Fau
     assert LAWS["deadline"].check(world) is None
 
 
+def test_a_key_whose_owner_died_is_held_though_no_attempt_gets_through() -> None:
+    """Another caller put the call off for ever, because only an arm looked at the lease."""
+    callers = (Caller(dies=5), Caller(starts=10.0))
+    scenario = Scenario(mode="guarded", faults=(DROPPED, UNREACHABLE), lasting=True, callers=callers, dice=0.5)
+    world = World(Space(RetryPolicy(max_wait=0), None), scenario).play()
+    assert [type(run.refusal).__name__ for run in world.runs[1:]] == ["SendInProgress", "SendHeld"]
+
+
 # -- manners
 
 
