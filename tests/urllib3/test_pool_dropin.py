@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,21 @@ def test_an_idle_connection_is_not_used_again() -> None:
                 for _ in range(2):
                     manager.request("GET", server.url())
                 assert server.connections - before == connections
+
+
+def test_a_manager_that_is_dropped_takes_its_pools_with_it() -> None:
+    """At once: whoever makes many managers need not wait for the garbage collector to close their connections."""
+    gc.disable()
+    try:
+        with FaultServer([BUSY, moved(307), Answer(200)]) as server:
+            manager = RetryPoolManager(AT_ONCE, ledger=MemoryLedger())
+            with operation(key="k"):
+                manager.request("POST", server.url(), body=b"x")
+            pool = weakref.ref(manager.connection_from_url(server.url()))
+            del manager
+            assert pool() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_share_a_manager() -> None:
