@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import os
 import random as _random
 import sys
@@ -51,6 +52,9 @@ def mode() -> str:
 
 override: str | None = None
 """What replaces every engine's mode: set by `retrypolicy.testing.deactivated`."""
+
+longest_sleep = math.inf
+"""Seconds that a wait is slept at most, whatever was decided: set by `retrypolicy.testing.capped`."""
 
 
 class Engine:
@@ -373,7 +377,7 @@ class Engine:
     def obey(self, steps: Any, command: Command | None) -> Command:
         """Do what a call's steps ask for, other than an attempt; returns what they ask for next."""
         if isinstance(command, Wait):
-            woken = self.clock.sleep(command.seconds, self._wake)
+            woken = self.clock.sleep(min(command.seconds, longest_sleep), self._wake)
             result: Command = steps.send(woken)
             return result
         if isinstance(command, Ask):
@@ -440,7 +444,8 @@ class Engine:
         What is asked of the ledger is done to its end, though the task be cancelled meanwhile.
         """
         if isinstance(command, Wait):
-            return functools.partial(steps.send, await self.clock.sleep_async(command.seconds, self._wake))
+            woken = await self.clock.sleep_async(min(command.seconds, longest_sleep), self._wake)
+            return functools.partial(steps.send, woken)
         if isinstance(command, Ask):
             return functools.partial(steps.send, await ask_async(command.reconciler, command.held, in_thread))
         assert isinstance(command, Perform)

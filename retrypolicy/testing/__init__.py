@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         Stall,
         Tunnel,
     )
-    from retrypolicy.testing.switches import deactivated
+    from retrypolicy.testing.switches import Reports, capped, deactivated, watched
+    from retrypolicy.testing.turns import Turn
 
 _CATALOGUE = ("FAULTS", "PORT_FAULTS", "TLS_FAULTS", "TUNNEL_FAULTS")
 _STEPS = ("Answer", "Blackhole", "Close", "Handshake", "Interim", "Raw", "Refuse", "Reset", "Stall", "Tunnel")
@@ -33,7 +34,8 @@ _HOMES = {
     "PolicyFindings": "retrypolicy.testing.check.findings",
     "PolicyReport": "retrypolicy.testing.check.findings",
     "check_policy": "retrypolicy.testing.check.checking",
-    "deactivated": "retrypolicy.testing.switches",
+    **dict.fromkeys(("Reports", "capped", "deactivated", "watched"), "retrypolicy.testing.switches"),
+    "Turn": "retrypolicy.testing.turns",
     "FaultServer": "retrypolicy.testing.faults.server",
     "Request": "retrypolicy.testing.faults.incoming",
     **dict.fromkeys(_CATALOGUE, "retrypolicy.testing.faults.catalogue"),
@@ -55,13 +57,17 @@ __all__ = [
     "PolicyReport",
     "Raw",
     "Refuse",
+    "Reports",
     "Request",
     "Reset",
     "Stall",
     "Tunnel",
+    "Turn",
     "VirtualClock",
+    "capped",
     "check_policy",
     "deactivated",
+    "watched",
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     import ssl
 
-    from retrypolicy.testing import FaultServer
+    from retrypolicy.testing import FaultServer, Reports, VirtualClock
 
 
 class StartFaultServer(Protocol):
@@ -31,3 +31,20 @@ def fault_server() -> Iterator[StartFaultServer]:
             return servers.enter_context(FaultServer(script, tls=tls))
 
         yield start
+
+
+@pytest.fixture
+def virtual_clock() -> VirtualClock:
+    """A clock that moves only when told to, or when somebody sleeps on it; for `clock=` of engines and ledgers."""
+    from retrypolicy.testing import VirtualClock
+
+    return VirtualClock()
+
+
+@pytest.fixture
+def retry_reports() -> Iterator[Reports]:
+    """The reports on all calls that end in the test, whichever engine or adapter makes them."""
+    from retrypolicy.testing import watched
+
+    with watched() as reports:
+        yield reports

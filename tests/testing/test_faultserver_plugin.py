@@ -26,6 +26,20 @@ def test_it(fault_server):
     started.extend([first, second])
 
 
+def test_time_and_reports(virtual_clock, retry_reports):
+    from retrypolicy import Engine
+
+    engine = Engine(clock=virtual_clock)
+    with pytest.raises(ZeroDivisionError):
+        engine.run(lambda: 1 / 0, idempotent=True)
+    assert len(virtual_clock.sleeps) == 3
+    assert [report.total_attempts for report in retry_reports] == [4]
+
+
+def test_they_are_fresh(virtual_clock, retry_reports):
+    assert (virtual_clock.sleeps, len(retry_reports)) == ([], 0)
+
+
 def test_they_have_ended():
     assert not [thread for thread in threading.enumerate() if "fault-server" in thread.name]
     assert [server.complete for server in started] == [1, 1]
@@ -47,17 +61,20 @@ def environment() -> dict[str, str]:
 
 def test_with_the_plugin(tmp_path: Path) -> None:
     done = run(tmp_path, "-p", "retrypolicy.testing.pytest_plugin")
-    assert "2 passed" in done.stdout, done.stdout
+    assert "4 passed" in done.stdout, done.stdout
 
 
 def test_without_it(tmp_path: Path) -> None:
-    assert "fixture 'fault_server' not found" in run(tmp_path).stdout
+    said = run(tmp_path).stdout
+    for name in ("fault_server", "virtual_clock"):
+        assert f"fixture '{name}' not found" in said
 
 
 def test_the_plugin_itself_loads_nothing_heavy() -> None:
     code = (
         "import sys, pytest; before = set(sys.modules); import retrypolicy.testing.pytest_plugin\n"
         "new = set(sys.modules) - before\n"
-        "assert not new & {'ssl', 'trustme', 'requests', 'hypothesis', 'retrypolicy.testing.faults.server'}, new"
+        "heavy = {'ssl', 'trustme', 'requests', 'hypothesis', 'retrypolicy.engine', 'retrypolicy.testing.faults'}\n"
+        "assert not new & heavy, new"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
