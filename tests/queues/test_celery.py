@@ -161,12 +161,13 @@ def test_attempts_are_the_ledgers(shop: Shop) -> None:
     assert shop.record.phase is Phase.FAILED
 
 
-def test_a_refusal_is_final_and_its_error_slim(shop: Shop) -> None:
+def test_a_refusal_is_final_and_its_error_slim(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     shop.play(Answer(400, body=b"ann@example.com is no address"))
     result = shop.send.delay("order 1")
     assert isinstance(end_of(result), SendFailed)
-    assert "ann@example.com" not in f"{result.traceback} {result.result}"
+    assert "ann@example.com" not in f"{result.traceback} {result.result} {caplog.text}"
     assert "raise_for_status" in result.traceback
+    assert "SendFailed" in caplog.text
     assert shop.server.complete == 1
 
 
