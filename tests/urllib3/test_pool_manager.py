@@ -273,7 +273,7 @@ def test_a_stream_is_retried_up_to_its_head_and_then_the_callers(client: RetryPo
         Stall("request"),
         Stall("accept"),
     ],
-    ids=str,
+    ids=["drip of the body", "drip of the head", "silence", "silence at once"],
 )
 @pytest.mark.parametrize("tls", [False, True])
 def test_nothing_goes_on_past_the_total_timeout(step: Any, tls: bool) -> None:
