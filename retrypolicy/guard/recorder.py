@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
+import logging
 import os
 import threading
 from collections import deque
@@ -17,6 +18,8 @@ from typing import Any
 
 from retrypolicy.errors import LedgerUnavailable, RetryPolicyError
 from retrypolicy.guard.ledger import Phase, Take
+
+logger = logging.getLogger("retrypolicy.ledger")
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _PATIENCE = 10.0  # seconds: an event loop may end with our coroutine in it
@@ -66,6 +69,8 @@ class Recorder:
                 self._queue.append(chore)
             except RetryPolicyError:
                 continue  # a ledger that can't be used at all, as its first caller was told
+            except Exception as error:  # no ledger should; what is not said stays armed, and gets held
+                logger.error("%s raised %s in the background", type(chore.ledger).__name__, type(error).__name__)
         return len(self._queue)
 
     def _add(self, chore: _Done | _Withdrawal) -> None:

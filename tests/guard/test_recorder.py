@@ -264,6 +264,22 @@ def test_a_ledger_that_can_not_be_used_is_given_up(still: Recorder) -> None:
     assert still.flush() == 0
 
 
+def test_a_ledger_that_breaks_its_promise_stops_nobody_else(
+    ledger: Faulty, still: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MemoryLedger):
+        def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+            raise ZeroDivisionError("to: ada@example.com")
+
+    arm(ledger)
+    still.later(Broken(), key(), {"status": 200}, "")
+    still.later(ledger, key(), {"status": 200}, "")
+    assert still.flush() == 0
+    assert phase(ledger) is Phase.DONE
+    assert "Broken raised ZeroDivisionError" in caplog.text
+    assert "ada" not in caplog.text
+
+
 def test_a_long_outage_does_not_fill_the_memory_and_good_news_has_room(ledger: Faulty, still: Recorder) -> None:
     ledger.down = {"read", "done"}
     for number in range(1500):
