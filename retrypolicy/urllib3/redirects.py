@@ -27,6 +27,7 @@ class Redirects(Retry):
     call: Call | None = None  # of the hop before
     url: str = ""
     body: Body | None = None
+    stays = False  # the redirect is not followed: its answer is returned
 
     def __init__(self, counter: Retry, policy: RetryPolicy | None, redirect: bool) -> None:
         # Not Retry.__init__: what urllib3 asks for is the counter's.
@@ -38,9 +39,14 @@ class Redirects(Retry):
         return getattr(self.__dict__["counter"], name)
 
     @property
+    def raise_on_redirect(self) -> bool:  # type: ignore[override]  # urllib3 only reads it  # pyright: ignore[reportIncompatibleVariableOverride]  # noqa: E501
+        """What becomes of a redirect that is one too many: an error, or what is returned?"""
+        return not self.stays and bool(self.counter.raise_on_redirect)
+
+    @property
     def followed(self) -> bool:
         """Would urllib3 follow a redirect, or make an error of it?"""
-        return self._redirect and (self.raise_on_redirect or self.redirect != 0)
+        return self._redirect and not self.stays and (self.raise_on_redirect or self.redirect != 0)
 
     def over(self, call: Call, url: str, body: Body, past: tuple[RequestHistory, ...]) -> None:
         """A hop is over: the next one goes on with its call."""
@@ -54,7 +60,9 @@ class Redirects(Retry):
         return origin(self.url) == origin(url)
 
     def increment(self, *args: Any, **kwargs: Any) -> Redirects:
-        """For the next hop. Raises MaxRetryError if there were too many."""
+        """For the next hop. Raises MaxRetryError if there were too many, or the last one is not followed."""
+        if self.stays:
+            raise MaxRetryError(kwargs["_pool"], self.url)
         try:
             counter = self.counter.increment(*args, **kwargs)
         except MaxRetryError as error:

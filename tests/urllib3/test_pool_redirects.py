@@ -10,7 +10,7 @@ import pytest
 from urllib3 import exceptions
 from urllib3.util import Retry
 
-from retrypolicy import Effect, Guard, Reason, operation, report
+from retrypolicy import Effect, Guard, Reason, Rule, operation, report
 from retrypolicy.errors import ConfigurationError, DuplicateRisk
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.testing import Answer, Close, FaultServer, Refuse, Stall
@@ -79,6 +79,45 @@ def test_the_hop_to_another_origin_is_not_repeated_where_that_is_not_safe() -> N
         with manager, operation(key="k"), pytest.raises(exceptions.ProtocolError):
             manager.request("POST", server.url(), body=b"x")
         assert (server.complete, other.complete) == (1, 1)
+
+
+@pytest.mark.parametrize("by", ["manager", "pool"])
+@pytest.mark.parametrize("preload", [True, False])
+def test_what_may_have_taken_effect_is_not_sent_again_to_where_a_redirect_leads(by: str, preload: bool) -> None:
+    """urllib3 does that after a 301 or 302, with any method."""
+    with FaultServer([moved(302)]) as server, RetryPoolManager(TIMED) as manager:
+        opener: Any = manager if by == "manager" else manager.connection_from_url(server.url())
+        url = server.url() if by == "manager" else "/"
+        response = opener.request("POST", url, body=b"pay", preload_content=preload)
+        assert (response.status, response.data, server.complete) == (302, b"over there", 1)
+    found = report(response)
+    assert found is not None
+    assert found.effect is Effect.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("PUT", {"policy": AT_ONCE}),
+        ("POST", {"policy": AT_ONCE.with_(idempotent_methods={"POST"})}),
+        ("POST", {"policy": AT_ONCE.with_(rules=[Rule(status=302, effect=Effect.NOT_APPLIED)])}),
+        ("POST", {"provider": honouring()}),
+        ("POST", {"provider": honouring(), "ledger": "memory:"}),
+    ],
+    ids=["idempotent", "accepted", "said to be nothing", "keyed", "keyed in a ledger"],
+)
+def test_what_may_be_sent_again_is(method: str, options: dict[str, Any]) -> None:
+    with FaultServer([moved(302), Answer(200)]) as server, RetryPoolManager(**options) as manager:
+        headers = {"X-Key": "k"} if "provider" in options else {}
+        assert manager.request(method, server.url(), body=b"pay", headers=headers).status == 200
+        assert [(r.method, r.body) for r in server.requests] == [(method, b"pay")] * 2
+
+
+def test_after_a_lost_answer_not_even_a_307_leads_to_another_origin() -> None:
+    with FaultServer([Answer(200)]) as other, FaultServer([Close("request"), moved(307, other.url())]) as server:
+        with RetryPoolManager(AT_ONCE, provider=honouring()) as manager, operation(key="k"):
+            assert manager.request("POST", server.url(), body=b"pay").status == 307
+        assert (server.complete, other.complete) == (2, 0)
 
 
 def test_an_operations_policy_holds_on_every_hop() -> None:
