@@ -46,6 +46,7 @@ _DONE = """
     UPDATE sends SET phase = 3, taint = 0, owner = NULL, token = NULL, lease = 0.0, not_before = 0.0, result = ?,
     expires = max(expires, ?) WHERE key = ? AND phase IN (2, 5)
 """
+_AT_ONCE, _STEP = 25, 0.01  # of a purge: records in one transaction, and seconds after which no other one is begun
 _AGAIN = 86400.0  # seconds until a purge looks again at a record that does not expire
 _values = attrgetter(*_NAMES)
 _PHASE, _TAINT, _RESULT = (_NAMES.index(name) for name in ("phase", "taint", "result"))
@@ -214,10 +215,15 @@ class SQLiteLedger:
         if dry_run:
             with self._reader() as connection:
                 return int(connection.execute(_OVER, (self._clock.now(),) * 2).fetchone()[0])
-        while True:
-            looked_at, deleted = self._run(_Work(lambda connection: self._collect(connection, limit)))
-            if deleted or not looked_at:
-                return int(deleted)
+        # Among many keys each record lies on a page of its own. So in small transactions, between which senders get
+        # their turn, and for a short while only: whoever wants more asks again.
+        deleted, end = 0, _system.monotonic() + _STEP
+        while deleted < limit:
+            looked_at, over = self._run(_Work(partial(self._collect, limit=min(limit - deleted, _AT_ONCE))))
+            deleted += over
+            if not looked_at or (deleted and _system.monotonic() > end):
+                break
+        return deleted
 
     def _collect(self, connection: sqlite3.Connection, limit: int) -> tuple[int, int]:
         """One step of a purge: how many records were looked at, and how many of them deleted."""

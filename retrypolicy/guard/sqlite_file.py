@@ -340,6 +340,9 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
     """A connection in autocommit mode, for any thread that holds the ledger's lock."""
     connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
     try:
+        # Pages in the log from which on they are copied into the file, by whoever writes then. Each of a send's is on a
+        # place of its own in the file: SQLite's own limit of 1000 would keep that one sender waiting for long.
+        connection.execute("PRAGMA wal_autocheckpoint = 300")
         connection.execute("PRAGMA fullfsync = 1")  # macOS: only this makes its disks write; elsewhere without effect
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
