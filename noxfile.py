@@ -137,6 +137,13 @@ def fire(session: nox.Session) -> None:
     session.run("pytest", "-q", "-s", "tests/fire", "tests/queues/test_celery_fire.py", *session.posargs, env=figures)
 
 
+@nox.session(python=NEWEST)
+def deep(session: nox.Session) -> None:
+    """The property tests and state machines with sixty times the examples: about an hour on two cores."""
+    session.install("-e", ".", *group("test"), django(NEWEST))
+    session.run("pytest", "-q", "-n", "auto", "-m", "hypothesis", "--hypothesis-profile", "deep", *session.posargs)
+
+
 @nox.session(python=OURS)
 def bench(session: nox.Session) -> None:
     """The benchmarks: ratios, taken in one run."""

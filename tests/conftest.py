@@ -12,9 +12,11 @@ import hypothesis
 import pytest
 from django.conf import settings
 
-hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("deep", max_examples=5_000, deadline=None, print_blob=True)
+# Chosen by HYPOTHESIS_PROFILE or --hypothesis-profile. Random in each of them: where CI is set, hypothesis' own profile
+# would try the same examples in every run. State machines scale along (tests/scaling.py).
+hypothesis.settings.register_profile("dev", max_examples=50, deadline=None, derandomize=False)
+hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=False, print_blob=True)
+hypothesis.settings.register_profile("deep", max_examples=3_000, deadline=None, derandomize=False, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 if not settings.configured:

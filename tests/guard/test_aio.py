@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import settings
 
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable
@@ -21,6 +20,7 @@ from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record, Refused, Tak
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.guard.sqlite import SQLiteLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
+from tests.scaling import stateful
 
 from .servers import Postgres, Valkey, postgres, quick_valkey, valkey
 from .takes import OTHER, OWNER, key, take
@@ -93,7 +93,7 @@ class RedisAgainstTheModel(LedgerMachine):
 
 
 TestRedisAgainstTheModel = RedisAgainstTheModel.TestCase
-TestRedisAgainstTheModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestRedisAgainstTheModel.settings = stateful(10, 20)
 
 
 class PostgresAgainstTheModel(LedgerMachine):
@@ -101,7 +101,7 @@ class PostgresAgainstTheModel(LedgerMachine):
 
 
 TestPostgresAgainstTheModel = PostgresAgainstTheModel.TestCase
-TestPostgresAgainstTheModel.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+TestPostgresAgainstTheModel.settings = stateful(8, 20)
 
 
 class ThreadsAgainstTheModel(LedgerMachine):
@@ -109,7 +109,7 @@ class ThreadsAgainstTheModel(LedgerMachine):
 
 
 TestThreadsAgainstTheModel = ThreadsAgainstTheModel.TestCase
-TestThreadsAgainstTheModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestThreadsAgainstTheModel.settings = stateful(10, 20)
 
 
 # -- all of them

@@ -6,12 +6,12 @@ import os
 import threading
 
 import pytest
-from hypothesis import settings
 
 from retrypolicy.clock import VirtualClock
 from retrypolicy.guard.ledger import Phase, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
+from tests.scaling import stateful
 
 
 def _subject() -> Subject:
@@ -24,7 +24,7 @@ class AgainstTheModel(LedgerMachine):
 
 
 TestAgainstTheModel = AgainstTheModel.TestCase
-TestAgainstTheModel.settings = settings(stateful_step_count=30, deadline=None)
+TestAgainstTheModel.settings = stateful(50, 30)
 
 
 def take(number: int = 0, **more: object) -> Take:

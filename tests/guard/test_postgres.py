@@ -15,7 +15,6 @@ from typing import Any
 import psycopg
 import pytest
 from attrs import evolve
-from hypothesis import settings
 
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
@@ -24,6 +23,7 @@ from retrypolicy.guard.ledger import Filter, Phase, Refused, Take, Taken
 from retrypolicy.guard.opening import open_ledger
 from retrypolicy.guard.postgres import PostgresLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
+from tests.scaling import stateful
 
 from .servers import Postgres, postgres
 from .takes import OTHER, OWNER, arm, key, phase, standing, take
@@ -81,7 +81,7 @@ class AgainstTheModel(LedgerMachine):
 
 
 TestAgainstTheModel = AgainstTheModel.TestCase
-TestAgainstTheModel.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+TestAgainstTheModel.settings = stateful(20, 25)
 
 
 class AgainstTheModelByTheServersClock(LedgerMachine):
@@ -89,7 +89,7 @@ class AgainstTheModelByTheServersClock(LedgerMachine):
 
 
 TestAgainstTheModelByTheServersClock = AgainstTheModelByTheServersClock.TestCase
-TestAgainstTheModelByTheServersClock.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestAgainstTheModelByTheServersClock.settings = stateful(10, 20)
 
 
 # -- what it costs

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -22,6 +21,7 @@ from retrypolicy.guard.ledger import Filter, Ledger, Phase, Refused, Take, Taken
 from retrypolicy.guard.opening import open_ledger
 from retrypolicy.guard.redis import RedisLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
+from tests.scaling import stateful
 
 from .servers import Valkey, new_valkey, quick_valkey, valkey
 from .takes import OTHER, OWNER, arm, key, phase, standing, take
@@ -67,7 +67,7 @@ class AgainstTheModel(LedgerMachine):
 
 
 TestAgainstTheModel = AgainstTheModel.TestCase
-TestAgainstTheModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestAgainstTheModel.settings = stateful(40, 25)
 
 
 class AgainstTheModelByTheServersClock(LedgerMachine):
@@ -75,7 +75,7 @@ class AgainstTheModelByTheServersClock(LedgerMachine):
 
 
 TestAgainstTheModelByTheServersClock = AgainstTheModelByTheServersClock.TestCase
-TestAgainstTheModelByTheServersClock.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestAgainstTheModelByTheServersClock.settings = stateful(15, 20)
 
 
 def test_times_come_back_to_the_last_digit(quick_valkey: Valkey) -> None:

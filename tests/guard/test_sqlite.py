@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from retrypolicy.clock import VirtualClock
@@ -22,6 +21,7 @@ from retrypolicy.errors import LedgerUnavailable, PolicyError
 from retrypolicy.guard.ledger import Filter, Phase, Refused, Take, Taken
 from retrypolicy.guard.sqlite import SQLiteLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
+from tests.scaling import stateful
 
 KEY = b"k" * 32
 
@@ -58,7 +58,7 @@ class TestAgainstTheModel:
 
     def test_same_answers_same_records(self) -> None:
         machine = type("Machine", (LedgerMachine,), {"open": staticmethod(self.subject)})
-        run_state_machine_as_test(machine, settings=settings(stateful_step_count=30, deadline=None))
+        run_state_machine_as_test(machine, settings=stateful(50, 30))
 
 
 def test_threads_race_for_one_key_and_exactly_one_gets_it(path: Path) -> None:

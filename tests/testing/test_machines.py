@@ -20,6 +20,7 @@ from retrypolicy.guard.ledger import RETENTION, Filter, Phase, Record, Refused, 
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing import VirtualClock
 from retrypolicy.testing.machines import BreakerMachine, BudgetMachine, EngineMachine, LedgerMachine, Subject
+from tests.scaling import stateful
 
 FIND = settings(
     max_examples=400,
@@ -30,12 +31,11 @@ FIND = settings(
     derandomize=True,  # what a machine can see must not be luck
 )
 PASS = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None, derandomize=True)
-RANDOM = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 TestEngine = EngineMachine.TestCase  # a ledger of each kind is tried beside its other tests
 TestBudget = BudgetMachine.TestCase
 TestBreaker = BreakerMachine.TestCase
-TestEngine.settings = TestBudget.settings = TestBreaker.settings = RANDOM
+TestEngine.settings = TestBudget.settings = TestBreaker.settings = stateful(20, 30)
 
 
 def machine(base: type, **members: Any) -> Any:

@@ -244,12 +244,12 @@ def test_a_client_that_tries_often_enough_gets_through(script: list[Any]) -> Non
         url = urlsplit(server.url())
         place = (url.hostname, url.port)
         for _ in range(12):
-            with socket.create_connection(place, timeout=5) as sock:
-                try:
+            try:
+                with socket.create_connection(place, timeout=5) as sock:
                     sock.sendall(b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                     head = sock.recv(15)
-                except OSError:
-                    continue
+            except OSError:
+                continue
             if head == b"HTTP/1.1 200 OK" and server.played > len(script):
                 return
         raise AssertionError(server.requests)
