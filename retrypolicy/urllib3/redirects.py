@@ -39,7 +39,7 @@ class Redirects(Retry):
         return getattr(self.__dict__["counter"], name)
 
     @property
-    def raise_on_redirect(self) -> bool:  # type: ignore[override]  # urllib3 only reads it  # pyright: ignore[reportIncompatibleVariableOverride]  # noqa: E501
+    def raise_on_redirect(self) -> bool:  # type: ignore[override]  # urllib3 only reads it  # pyright: ignore[reportIncompatibleVariableOverride]
         """What becomes of a redirect that is one too many: an error, or what is returned?"""
         return not self.stays and bool(self.counter.raise_on_redirect)
 
