@@ -119,8 +119,9 @@ def with_policy(
 def refuse_autoretry(task: Any) -> None:
     """Celery's own retries would run below ours, and repeat what the policy gave up. Raises `ConfigurationError`."""
     if getattr(task, "autoretry_for", ()):
+        name = getattr(task, "name", None) or task.__name__
         raise ConfigurationError(
-            f"{getattr(task, 'name', None) or task.__name__}: autoretry_for is not allowed beside a policy, it would repeat what the policy does not; remove "
+            f"{name}: autoretry_for is not allowed beside a policy, it would repeat what the policy does not; remove "
             "it, and say in retry_policy what is worth a retry"
         )
 
