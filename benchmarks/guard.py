@@ -197,6 +197,10 @@ def postgres(rounds: int) -> None:
     try:
         ledger = open_ledger(server.url)
         connection = psycopg.connect(server.dsn, autocommit=True, prepare_threshold=0)
+        for setting in ("ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()"):  # tests do without
+            connection.execute(setting)
+        while connection.execute("SHOW fsync").fetchone() != ("on",):
+            time.sleep(0.1)
         connection.execute("CREATE TABLE bare (key bytea PRIMARY KEY, row bytea)")
 
         def bare() -> None:
