@@ -24,7 +24,7 @@ def making(kind: Callable[..., T], always: Strategies, *choices: SearchStrategy[
     return _made(kind, always, choices)
 
 
-def some(fields: Strategies, *, least: int = 0, most: int = 6) -> SearchStrategy[Changes]:
+def some(fields: Strategies, *, least: int = 0, most: int = 3) -> SearchStrategy[Changes]:
     """A few of these fields: those that differ from their defaults."""
     # A list, not a flag for each: few are drawn, which is fast, and each can be dropped by itself.
     change = _change(st.sampled_from(list(fields)), fields) if fields else st.nothing()
@@ -48,7 +48,7 @@ def _change(draw: st.DrawFn, names: SearchStrategy[str], fields: Strategies) -> 
     return name, draw(fields[name])
 
 
-def pinned(kind: Callable[..., T], given: Mapping[str, Any], usual: Strategies) -> SearchStrategy[T]:
+def pinned(kind: Callable[..., T], given: Mapping[str, Any], usual: Strategies, *, most: int = 3) -> SearchStrategy[T]:
     """Values with the fields of which the caller speaks, by a strategy or a value, and some of the usual ones.
 
     Raises `InvalidArgument` for a name that is no field, and for a value that its field does not allow.
@@ -66,7 +66,7 @@ def pinned(kind: Callable[..., T], given: Mapping[str, Any], usual: Strategies) 
         except PolicyError as error:
             raise InvalidArgument(f"{name}: {error}") from error
         always[name] = st.just(value)
-    return making(kind, always, some({name: each for name, each in usual.items() if name not in always}))
+    return making(kind, always, some({name: each for name, each in usual.items() if name not in always}, most=most))
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

@@ -139,10 +139,16 @@ _pointers = st.sampled_from(["/name", "/error/code", "/errors/0/type"]) | st.tex
 )
 _scalars = st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8)
 _header_names = st.sampled_from(["x-error", "retry-after"]) | st.text("abcdefg-", min_size=1, max_size=6)
+
+
+def _pair(names: SearchStrategy[str], values: SearchStrategy[Any]) -> SearchStrategy[dict[str, Any]]:
+    return st.tuples(names, values).map(lambda pair: dict([pair]))
+
+
 _CONDITIONS: dict[str, SearchStrategy[Any]] = {
     "status": sets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), 3, least=1),
-    "header": st.dictionaries(_header_names, st.just("*") | st.text("abc 01", max_size=6), min_size=1, max_size=2),
-    "json": st.dictionaries(_pointers, _scalars | st.lists(_scalars, max_size=3), min_size=1, max_size=2),
+    "header": _pair(_header_names, st.just("*") | st.text("abc 01", max_size=6)),
+    "json": _pair(_pointers, _scalars | st.lists(_scalars, max_size=3)),
 }
 _VERDICTS: dict[str, SearchStrategy[Any]] = {
     "effect": st.sampled_from(Effect),

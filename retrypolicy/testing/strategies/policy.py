@@ -55,4 +55,4 @@ def policies(**fields: Any) -> SearchStrategy[RetryPolicy]:
         "breaker": breakers(),
         "name": maybe(names),
     }
-    return pinned(RetryPolicy, fields, usual)
+    return pinned(RetryPolicy, fields, usual, most=6)
