@@ -641,6 +641,8 @@ class Call:
             self.tell(LedgerDown, operation=operation)
             if operation in ("park", "unknown"):
                 self._pending = command
+            if operation in ("park", "unknown", "reject"):
+                self.engine.settle_later(command)
             return False
         return True
 

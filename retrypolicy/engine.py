@@ -476,6 +476,12 @@ class Engine:
         if self.ledger is not None:
             recorder.recorder.later(self.ledger, digest, result, provider)
 
+    def settle_later(self, command: Perform) -> None:
+        """Bad news that the ledger could not take: without it, the call is held once its lease is over."""
+        from retrypolicy.guard import recorder
+
+        recorder.recorder.settle(self.ledger, command.operation, command.args, command.options)
+
     def withdraw_later(self, take: Take) -> None:
         """An arm that was not answered, and on which nothing was sent: taken back, should it show up."""
         from retrypolicy.guard import recorder

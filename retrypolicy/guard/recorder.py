@@ -1,7 +1,8 @@
 """What the ledger could not take at once, or was not heard to take, is said again in the background.
 
-Good news must not get lost: "done" is written again until the ledger has it. And an arm that got no answer, so that
-nothing was sent, is taken back when it shows up: its owner is the only one who knows that nothing was sent.
+What became of an attempt is written again until the ledger has it: good news must not get lost, and without the bad
+news a call that was refused is held. And an arm that got no answer, so that nothing was sent, is taken back when it
+shows up: its owner is the only one who knows that nothing was sent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retrypolicy.errors import LedgerUnavailable, RetryPolicyError
@@ -37,13 +38,17 @@ class Recorder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: deque[_Done | _Withdrawal] = deque()
+        self._queue: deque[_Statement | _Withdrawal] = deque()
         self._filled = threading.Event()
         self._thread: threading.Thread | None = None
 
     def later(self, ledger: Any, key: bytes, result: Mapping[str, Any], provider: str) -> None:
         """Record `key` as done as soon as the ledger takes it."""
-        self._add(_Done(ledger, key, result, provider))
+        self._add(_Statement(ledger, "done", (key, result), {"provider": provider}))
+
+    def settle(self, ledger: Any, operation: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Say this (park, reject, unknown) as soon as the ledger takes it. Late is no harm: it has its arm's fence."""
+        self._add(_Statement(ledger, operation, arguments, options))
 
     def withdraw(self, ledger: Any, take: Take) -> None:
         """Nothing was sent on this arm, and nothing will be. If the ledger has it, now or later, take it back."""
@@ -73,7 +78,7 @@ class Recorder:
                 logger.error("%s raised %s in the background", type(chore.ledger).__name__, type(error).__name__)
         return len(self._queue)
 
-    def _add(self, chore: _Done | _Withdrawal) -> None:
+    def _add(self, chore: _Statement | _Withdrawal) -> None:
         with self._lock:
             self._queue.append(chore)
             if self._thread is None or not self._thread.is_alive():
@@ -120,15 +125,15 @@ class _Chore:
             await self.ledger.close()  # the connections of this event loop
 
 
-class _Done(_Chore):
-    def __init__(self, ledger: Any, key: bytes, result: Mapping[str, Any], provider: str) -> None:
+class _Statement(_Chore):
+    def __init__(self, ledger: Any, operation: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
         super().__init__(ledger)
-        self._what = (key, result)
-        self._provider = provider
+        self._what = operation, arguments, options
 
     def attempt(self) -> bool:
         """Whether it needs no other attempt."""
-        self.say(self.ledger.done, *self._what, provider=self._provider)
+        operation, arguments, options = self._what
+        self.say(getattr(self.ledger, operation), *arguments, **options)
         return True
 
 

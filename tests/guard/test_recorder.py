@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from retrypolicy import Constant, Engine, Guard, RetryPolicy, operation
+from retrypolicy import Answered, Constant, Engine, Guard, RetryPolicy, operation
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import MemoryLedger, Phase, RedisLedger, recorder
@@ -81,6 +82,21 @@ class Faulty(MemoryLedger):
         if "done" in self.down:
             raise LedgerUnavailable("down")
         return super().done(key, result, provider=provider)
+
+    def park(self, *args: Any, **options: Any) -> bool:
+        if "park" in self.down:
+            raise LedgerUnavailable("down")
+        return super().park(*args, **options)
+
+    def reject(self, *args: Any, **options: Any) -> bool:
+        if "reject" in self.down:
+            raise LedgerUnavailable("down")
+        return super().reject(*args, **options)
+
+    def unknown(self, *args: Any, **options: Any) -> bool:
+        if "unknown" in self.down:
+            raise LedgerUnavailable("down")
+        return super().unknown(*args, **options)
 
 
 @pytest.fixture
@@ -231,6 +247,42 @@ def test_a_server_that_hangs_and_executes_the_arm_when_it_wakes(valkey: Valkey, 
     assert phase(ledger) is Phase.CLAIMED
     assert isinstance(ledger.arm(take(owner=OTHER)), Taken)
     ledger.close()
+
+
+# -- bad news
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "after"),
+    [(422, 1, Phase.FAILED), (429, 2, Phase.CLAIMED), (500, 1, Phase.HELD)],
+    ids=["refused", "refused, to be sent again", "unknown"],
+)
+def test_bad_news_is_written_when_the_ledger_is_there_again(
+    status: int, attempts: int, after: Phase, ledger: Faulty, clock: VirtualClock, still: Recorder
+) -> None:
+    """The sender knew that it was refused; without the word of that, somebody would have to look it up."""
+
+    def job() -> str:
+        ledger.down = {"park", "reject", "unknown"}
+        return "answer"
+
+    engine = engine_of(ledger, clock, policy={"max_attempts": attempts})
+    with contextlib.suppress(LedgerUnavailable), operation(key="receipt/42"):
+        engine.run(job, classify=lambda _: Answered(status=status))
+    assert only(ledger) is Phase.ARMED
+    assert still.flush() > 0
+    ledger.down = set()
+    assert still.flush() == 0
+    assert only(ledger) is after
+
+
+def test_bad_news_of_an_earlier_arm_comes_too_late(ledger: Faulty, clock: VirtualClock, still: Recorder) -> None:
+    first = arm(ledger)
+    still.settle(ledger, "park", (key(), OWNER, first.fence), {"lease": 60.0})
+    ledger.park(key(), OWNER, first.fence)
+    again = arm(ledger)
+    assert still.flush() == 0
+    assert (phase(ledger), standing(ledger).fence) == (Phase.ARMED, again.fence)
 
 
 # -- good news
