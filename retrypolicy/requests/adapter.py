@@ -142,26 +142,23 @@ class RetryAdapter(HTTPAdapter):
         Returns the last response, or raises the last error, with a report on it. Raises the guard's refusals
         (`SendHeld`, `SendInProgress`, ...) as errors of requests, before a byte is sent.
         """
-        options = {"timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        if self._engine.mode == "off" or (timeout is not None and not _usable(timeout)):
-            return self.transmit(request, stream=stream, **options)
-        response: requests.Response = Run(self, request, stream, options).to_the_end()
+        options = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        send = super().send if self.transport is None else self._send_through
+        known = _as_timeout(timeout)
+        if known is None or self._engine.mode == "off":
+            return send(request, **options)
+        # The guard is called between "connected" and the first byte if nobody sends but HTTPAdapter itself. Another
+        # adapter, a class in between, or a mock in the place of its `send` may do anything: the key is armed before.
+        hooked = getattr(send, "__func__", None) is _SEND
+        if hooked:
+            options["timeout"] = known  # else it would be made anew for every attempt
+        response: requests.Response = Run(self, request, options, send, hooked).to_the_end()
         return response
 
-    @property
-    def hooked(self) -> bool:
-        """Is the guard called between "connected" and the first byte? It is if nobody sends but HTTPAdapter itself.
-
-        Another adapter, a class in between, or a mock in the place of its `send` may do anything: the key is armed
-        before they are called.
-        """
-        return self.transport is None and getattr(super().send, "__func__", None) is _SEND
-
-    def transmit(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        """One attempt, through whatever sends."""
+    def _send_through(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """One attempt, through the other adapter."""
         transport = self.transport
-        if transport is None:
-            return super().send(request, **options)
+        assert transport is not None
         run = current_sending()
         if isinstance(run, Run) and run.request is request:
             self._look_into(transport, run, options)
@@ -207,7 +204,8 @@ class RetryAdapter(HTTPAdapter):
             raise
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
-        return self._pools.target(request, proxies, super().request_url)
+        target = None if proxies else self._pools.targets.get(request.url or "")
+        return self._pools.target(request, proxies, super().request_url) if target is None else target
 
     def build_response(self, req: requests.PreparedRequest, resp: Any, **others: Any) -> requests.Response:
         build, run = super().build_response, current_sending()
@@ -240,16 +238,20 @@ class RetryAdapter(HTTPAdapter):
         super().__setstate__(state)
 
 
-def _usable(timeout: Any) -> bool:
-    """Is it what HTTPAdapter can use? If not, it says so, before anything is sent or armed."""
-    if isinstance(timeout, Timeout):
-        return True
+def _as_timeout(given: Any) -> Timeout | None:
+    """What HTTPAdapter makes of a timeout. None: it can't use it, and says so before anything is sent or armed."""
+    if given is None:
+        return _NO_TIMEOUT
+    if isinstance(given, Timeout):
+        return given
     try:
-        connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        Timeout(connect=connect, read=read)
+        connect, read = given if isinstance(given, tuple) else (given, given)
+        return Timeout(connect=connect, read=read)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+_NO_TIMEOUT = Timeout(connect=None, read=None)
 
 
 _SEND = HTTPAdapter.send

@@ -18,7 +18,7 @@ class Pools:
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         self._adapter = adapter
-        self._targets: dict[str, str] = {}
+        self.targets: dict[str, str] = {}  # those that are known
         # Weak: a pool that its manager has dropped is closed when nobody uses it any more.
         self._known: dict[tuple[str, Any], weakref.ref[Any]] = {}
         self._manager: Any = None
@@ -45,14 +45,12 @@ class Pools:
         return pool
 
     def target(self, request: Any, proxies: Any, find: Callable[..., str]) -> str:
-        """The request's URL as it goes on the wire; `find` is HTTPAdapter's own way to it."""
+        """The request's URL as it goes on the wire, if not known yet; `find` is HTTPAdapter's own way to it."""
         if proxies or getattr(find, "__func__", None) is not _TARGET:
             return find(request, proxies)
-        target = self._targets.get(request.url)
-        if target is None:
-            if len(self._targets) >= 256:
-                self._targets.clear()
-            target = self._targets[request.url] = find(request, proxies)
+        if len(self.targets) >= 256:
+            self.targets.clear()
+        target = self.targets[request.url] = find(request, proxies)
         return target
 
     def _begin(self, manager: Any, find: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -29,19 +30,31 @@ class Run(Sending):
     """One `send` of an adapter."""
 
     def __init__(
-        self, adapter: RetryAdapter, request: requests.PreparedRequest, stream: bool, options: dict[str, Any]
+        self,
+        adapter: RetryAdapter,
+        request: requests.PreparedRequest,
+        options: dict[str, Any],
+        send: Callable[..., requests.Response],
+        hooked: bool,
     ) -> None:
         super().__init__(
-            adapter.engine, request.method or "GET", request.url or "", request.body, stream, adapter.max_idle
+            adapter.engine,
+            request.method or "GET",
+            request.url or "",
+            request.body,
+            options["stream"],
+            adapter.max_idle,
         )
         self.request = self._original = request
         self._adapter = adapter
         self._options = options
+        self._send = send  # one attempt, through whatever sends
+        self._hooked = hooked
 
     # -- beginning and end, as `Sending` asks for them ----------------------------------------------------------------
 
     def begin(self) -> Call:
-        request, hooked = self._original, self._adapter.hooked
+        request, hooked = self._original, self._hooked
         hop = hop_of(request)
         if hop is None:
             return self.engine.begin(
@@ -103,7 +116,7 @@ class Run(Sending):
         if left is not None:
             options = {**options, "timeout": clipped(options["timeout"], left)}
         try:
-            return self._adapter.transmit(self.request, stream=self.stream, **options)
+            return self._send(self.request, **options)
         except requests.ConnectionError as error:
             if is_cut_short(error):
                 raise ChunkedEncodingError(*error.args, request=self.request) from error
