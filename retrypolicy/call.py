@@ -281,8 +281,8 @@ class Call:
         said = understand(policy, self, outcome, now)
         if self.first_seen is None:
             self.first_seen = now - self.elapsed
-        decision = judge(policy, self, outcome, said, now, engine.random())
         effect = call_effect(said.effect, self.tainted, said.sure)
+        decision = judge(policy, self, outcome, said, effect, now, engine.random())
         self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
         if policy.budget is not None or policy.breaker is not None:
             decision = engine.account(self, outcome, effect, decision)

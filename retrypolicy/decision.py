@@ -18,7 +18,6 @@ from retrypolicy.outcome import (
     Decision,
     Defer,
     Effect,
-    Failed,
     Outcome,
     Reason,
     Retry,
@@ -107,7 +106,9 @@ def decide(
 
     `now` is wall-clock time; `random` is one number from [0, 1); `permit` says whether the budget allows a retry.
     """
-    return judge(policy, history, outcome, understand(policy, history, outcome, now), now, random, permit)
+    said = understand(policy, history, outcome, now)
+    effect = call_effect(said.effect, history.tainted, said.sure)
+    return judge(policy, history, outcome, said, effect, now, random, permit)
 
 
 def understand(policy: RetryPolicy, history: Known, outcome: Outcome, now: float) -> Meaning:
@@ -130,18 +131,19 @@ def judge(
     history: Known,
     outcome: Outcome,
     said: Meaning,
+    effect: Effect,
     now: float,
     random: float,
     permit: bool = True,
 ) -> Decision:
-    """`decide()` for a caller who already knows what the outcome means."""
+    """`decide()` for a caller who already knows what the outcome means, and the `call_effect` that it has."""
     body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
     if said.effect is Effect.APPLIED and not body_lost and said.retry is not True:
         return _SUCCESS
     no = _not_retryable(policy, history, outcome, said, body_lost)
     if no is not None:
         return Stop(reason=no)
-    safe, why = _safety(policy, history, outcome, said, now)
+    safe, why = _safety(policy, history, outcome, effect, now)
     if not safe:
         return _SUCCESS if said.effect is Effect.APPLIED and not body_lost else Stop(reason=why)
     if not history.replayable:
@@ -150,19 +152,21 @@ def judge(
         return Stop(reason=Reason.ATTEMPTS_EXHAUSTED)
     if policy.limits is not None and _over_limit(policy.limits, history.spent, outcome):
         return Stop(reason=Reason.LIMIT_EXHAUSTED)
-    hint = _hint(policy, outcome, said, now)
-    if hint is not None and hint > policy.max_wait:
-        if policy.pushback == "stop":
-            return Stop(reason=Reason.PUSHBACK_TOO_LONG)
-        if policy.pushback == "cap":
-            hint = policy.max_wait
     delay = policy.backoff.delay(history.attempts, history.previous, random)
-    if hint is not None and (hint > delay or (hint > 0 and policy.limits is not None)):
-        delay = hint
+    hint = _hint(policy, outcome, said, now)
+    if hint is not None:
+        if hint > policy.max_wait:
+            if policy.pushback == "stop":
+                return Stop(reason=Reason.PUSHBACK_TOO_LONG)
+            if policy.pushback == "cap":
+                hint = policy.max_wait
+        if hint > delay or (hint > 0 and policy.limits is not None):
+            delay = hint
     due = now + delay
-    end = _end(policy, history, now)
-    if end is not None and due >= end:
-        return Stop(reason=Reason.LIFETIME_OVER)
+    if policy.lifetime is not None or history.not_after is not None:
+        end = _end(policy, history, now)
+        if end is not None and due >= end:
+            return Stop(reason=Reason.LIFETIME_OVER)
     if why is Reason.KEYED and history.key_until is not None and due >= history.key_until:
         return Stop(reason=Reason.UNSAFE)  # by then the provider may have forgotten the key
     if delay > policy.max_wait:
@@ -171,7 +175,13 @@ def judge(
         return Defer(until=due, reason=Reason.RUN_OVER)
     if not permit:
         return Stop(reason=Reason.BUDGET_EXHAUSTED)
-    return Retry(delay=delay, reason=why)
+    retry: Retry = _new(Retry)  # as its constructor makes it, in half the time
+    _set(retry, "delay", delay)
+    _set(retry, "reason", why)
+    return retry
+
+
+_new, _set = object.__new__, object.__setattr__
 
 
 def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
@@ -194,21 +204,24 @@ def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
 def _not_retryable(
     policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, body_lost: bool
 ) -> Reason | None:
-    torn = outcome.error if isinstance(outcome, Failed) else outcome.body_error
-    if torn is not None and interrupts(torn):
-        return Reason.INTERRUPTED
-    if isinstance(outcome, Failed):
+    if not isinstance(outcome, Answered):
+        if interrupts(outcome.error):
+            return Reason.INTERRUPTED
         if policy.limits is not None and outcome.counter is not None:
             return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
         if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:
             return Reason.PERMANENT
         return Reason.NOT_RETRYABLE if said.retry is False else None
-    if policy.limits is not None and body_lost:
-        return Reason.NOT_RETRYABLE
+    if outcome.body_error is not None:
+        if interrupts(outcome.body_error):
+            return Reason.INTERRUPTED
+        if policy.limits is not None:
+            return Reason.NOT_RETRYABLE
     if said.retry is not None:
         return None if said.retry or body_lost else Reason.NOT_RETRYABLE
-    if policy.pushback != "ignore" and policy.limits is None and not SHOULD_RETRY.isdisjoint(outcome.hints):
-        forbidden = do_not_retry(outcome.hints)
+    hints = outcome.hints
+    if hints and policy.pushback != "ignore" and policy.limits is None and not SHOULD_RETRY.isdisjoint(hints):
+        forbidden = do_not_retry(hints)
         if forbidden is not None:
             return Reason.SERVER_SAID_NO if forbidden else None
     if outcome.status in policy.status_forcelist or body_lost:
@@ -216,17 +229,14 @@ def _not_retryable(
     return Reason.NOT_RETRYABLE
 
 
-def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, now: float) -> tuple[bool, Reason]:
+def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, effect: Effect, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
-    effect = call_effect(said.effect, history.tainted, said.sure)
-    nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
-    gated = not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")
-    if gated and policy.allowed_methods is not None and history.method not in policy.allowed_methods:
+    nothing_sent = not isinstance(outcome, Answered) and outcome.stage in NOTHING_SENT
+    allowed = policy.allowed_methods is None or history.method in policy.allowed_methods
+    if not allowed and (not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")):
         return False, Reason.METHOD_NOT_ALLOWED
-    if nothing_sent and effect is Effect.NOT_APPLIED:
-        return True, Reason.NOT_SENT
     if effect is Effect.NOT_APPLIED:
-        return True, Reason.NOT_APPLIED
+        return True, Reason.NOT_SENT if nothing_sent else Reason.NOT_APPLIED
     if history.method in policy.idempotent_methods:
         # A repeat that only somebody's own list calls idempotent is named for what it is.
         return True, Reason.IDEMPOTENT if history.method in IDEMPOTENT else Reason.ACCEPTED_RISK
@@ -257,15 +267,16 @@ def _hint(policy: RetryPolicy, outcome: Outcome, said: Meaning, now: float) -> f
         return None
     if said.pushback is not None:
         return said.pushback
-    if isinstance(outcome, Failed):
+    if not isinstance(outcome, Answered):
         return None
     if outcome.pushback is not None:
         return outcome.pushback
-    if not outcome.hints:
+    hints = outcome.hints
+    if not hints:
         return None
     if policy.limits is None:
-        return read_pushback(outcome.hints, now)
-    hint = read_pushback({name: outcome.hints[name] for name in ("retry-after", "date") if name in outcome.hints}, now)
+        return read_pushback(hints, now)
+    hint = read_pushback({name: hints[name] for name in ("retry-after", "date") if name in hints}, now)
     return hint if hint is None or policy.limits.hint is None else min(hint, policy.limits.hint)
 
 

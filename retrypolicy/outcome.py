@@ -92,7 +92,18 @@ HINTS = frozenset(
 """The headers by which any server says when to come back, or not to."""
 
 
-@frozen(kw_only=True, slots=False)  # a dict inside, to keep what is found in the headers
+@functools.lru_cache(maxsize=64)
+def _hints_among(names: str) -> tuple[tuple[str, str], ...]:
+    """Which of these header names, one a line, are `HINTS`: each in lower case, and as it is spelled.
+
+    Nothing if there is but a date, which says nothing by itself. Kept, since the answers of a server have the same names
+    again and again.
+    """
+    found = tuple((name.lower(), name) for name in names.split("\n") if name.lower() in HINTS)
+    return found if any(hint != "date" for hint, _ in found) else ()
+
+
+@frozen(kw_only=True)
 class Answered:
     """An attempt that got a complete response head.
 
@@ -105,19 +116,20 @@ class Answered:
     body_error: BaseException | None = field(default=None, repr=False)  # the head was whole, the body was not
     pushback: float | None = None  # seconds, where a provider's own header gave one
     reused: bool = False  # a connection that had served before
+    _hints: dict[str, str] | None = field(default=None, init=False, eq=False, repr=False)
 
     @property
     def hints(self) -> Mapping[str, str]:
         """The headers among `HINTS`, by names in lower case: looked for once, since answers have many headers."""
-        found: dict[str, str] | None = self.__dict__.get("_hints")  # a cached_property takes a lock
+        found = self._hints
         if found is None:
-            found = self.__dict__["_hints"] = {}
+            found = {}
+            object.__setattr__(self, "_hints", found)  # kept: it changes nothing that anybody sees
             headers = self.headers
-            names = "\n".join(headers).lower()
-            if "retry" in names or "ratelimit" in names:  # most answers say nothing: that is seen at a glance
-                for low, name in zip(names.split("\n"), headers, strict=False):
-                    if low in HINTS:  # a field may come in several lines (RFC 9110 5.2)
-                        found[low] = f"{found[low]}, {headers[name]}" if low in found else headers[name]
+            for hint, name in _hints_among("\n".join(headers)):
+                value = headers.get(name)
+                if value is not None:  # a field may come in several lines (RFC 9110 5.2)
+                    found[hint] = f"{found[hint]}, {value}" if hint in found else value
         return found
 
 
