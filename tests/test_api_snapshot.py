@@ -20,6 +20,7 @@ MODULES = [
     "retrypolicy.errors",
     "retrypolicy.guard",
     "retrypolicy.requests",
+    "retrypolicy.urllib3",
     "retrypolicy.anymail",
     "retrypolicy.testing",
 ]
