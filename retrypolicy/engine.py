@@ -26,7 +26,7 @@ from retrypolicy.events import BudgetAlone, Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
 from retrypolicy.guard.ledger import Ledger, Take
 from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
-from retrypolicy.guard.operation import current_operation
+from retrypolicy.guard.operation import Operation, current_operation
 from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
 from retrypolicy.outcome import Answered, Effect, Outcome, Reason, interrupts
 from retrypolicy.policy import RetryPolicy
@@ -154,9 +154,9 @@ class Engine:
         `KeyReused` for a second request under one operation's key.
         """
         operation = current_operation()
-        policy = self._policy_for(policy)
+        policy = self._policy_for(policy, operation)
         host, path = _place(url)
-        provider = self.provider_for(host)
+        provider = None if self.provider is None else self.provider_for(host)
         key: Key | None = None
         digest = mark = b""
         honoured = False
@@ -181,7 +181,7 @@ class Engine:
                 )
         return Call(
             self,
-            self._with_rules(policy, provider),
+            policy if provider is None else self._with_rules(policy, provider),
             method=method,
             host=host,
             key=key,
@@ -193,8 +193,7 @@ class Engine:
             not_after=None if operation is None else operation.not_after,
         )
 
-    def _policy_for(self, given: RetryPolicy | None) -> RetryPolicy:
-        operation = current_operation()
+    def _policy_for(self, given: RetryPolicy | None, operation: Operation | None) -> RetryPolicy:
         if operation is not None and operation.policy is not None:
             return operation.policy
         return self.policy if given is None else given
@@ -218,7 +217,7 @@ class Engine:
         provider = before.provider if same_origin else self.provider_for(host)
         call = Call(
             self,
-            before.policy if same_origin else self._with_rules(self._policy_for(policy), provider),
+            before.policy if same_origin else self._with_rules(self._policy_for(policy, current_operation()), provider),
             method=method,
             host=host,
             key=before.key if keyed else None,
@@ -370,7 +369,7 @@ class Engine:
     def leave(self, call: Call) -> None:
         """This call is not driven any more."""
         self._running.discard(call)
-        if self.stopping:
+        if self._wake.is_set():
             with self._ended:
                 self._ended.notify_all()
 

@@ -96,8 +96,8 @@ HINTS = frozenset(
 def _hints_among(names: str) -> tuple[tuple[str, str], ...]:
     """Which of these header names, one a line, are `HINTS`: each in lower case, and as it is spelled.
 
-    Nothing if there is but a date, which says nothing by itself. Kept, since the answers of a server have the same names
-    again and again.
+    Nothing if there is but a date, which says nothing by itself. Kept, since the answers of a server have the same
+    names again and again.
     """
     found = tuple((name.lower(), name) for name in names.split("\n") if name.lower() in HINTS)
     return found if any(hint != "date" for hint, _ in found) else ()
