@@ -45,7 +45,7 @@ from retrypolicy.events import (
 )
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
 from retrypolicy.guard.reconcile import HeldSend, Reconciler, quiet_time
-from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report, interrupts
+from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report, Stage, interrupts
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.rules import Meaning
 
@@ -182,7 +182,8 @@ class Call:
         self.idempotent = method in policy.idempotent_methods
         self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self._started = 0.0
-        self._records: list[tuple[int, Outcome, Effect, Decision, float]] = []
+        # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
+        self._records: list[tuple[Any, ...]] = []
         if self.guarded:
             self._owner = os.urandom(16)
 
@@ -674,7 +675,14 @@ class Call:
 
     def _note(self, outcome: Outcome, own: Effect, effect: Effect, decision: Decision, elapsed: float) -> None:
         """Remember an attempt: its own effect, and the call's."""
-        self._records.append((self.attempts, outcome, own, decision, elapsed))
+        status = error = stage = None
+        if isinstance(outcome, Answered):
+            status = outcome.status
+            if outcome.body_error is not None:
+                error = type(outcome.body_error)
+        else:
+            error, stage = type(outcome.error), outcome.stage
+        self._records.append((self.attempts, status, error, stage, outcome.reused, own, decision, elapsed))
         if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
             self._effect = effect
         self.tainted = effect is not Effect.NOT_APPLIED
@@ -684,17 +692,10 @@ class Call:
                 kind = kind_of(outcome)
                 self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
         if self.engine.listeners:
-            told = _attempt_report(*self._records[-1])
-            self.tell(
-                AttemptEnded,
-                number=told.number,
-                elapsed=elapsed,
-                effect=own,
-                status=told.status,
-                error=told.error,
-                stage=told.stage,
-            )
-            self.tell(Decided, number=told.number, action=_action(decision), reason=decision.reason)
+            name = None if error is None else error.__name__
+            facts = {"elapsed": elapsed, "effect": own, "status": status, "error": name, "stage": stage}
+            self.tell(AttemptEnded, number=self.attempts, **facts)
+            self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
         _owners.discard(self._owner)
@@ -759,29 +760,26 @@ class Call:
         )
 
 
-def _attempt_report(number: int, outcome: Outcome, effect: Effect, decision: Decision, elapsed: float) -> AttemptReport:
-    wait = decision.delay if isinstance(decision, Retry) else 0.0
-    if isinstance(outcome, Answered):
-        lost = outcome.body_error
-        return AttemptReport(
-            number=number,
-            status=outcome.status,
-            error=None if lost is None else type(lost).__name__,
-            effect=effect,
-            reason=decision.reason,
-            wait=wait,
-            elapsed=elapsed,
-            reused=outcome.reused,
-        )
+def _attempt_report(
+    number: int,
+    status: int | None,
+    error: type[BaseException] | None,
+    stage: Stage | None,
+    reused: bool,
+    effect: Effect,
+    decision: Decision,
+    elapsed: float,
+) -> AttemptReport:
     return AttemptReport(
         number=number,
-        error=type(outcome.error).__name__,
-        stage=outcome.stage,
+        status=status,
+        error=None if error is None else error.__name__,
+        stage=stage,
         effect=effect,
         reason=decision.reason,
-        wait=wait,
+        wait=decision.delay if isinstance(decision, Retry) else 0.0,
         elapsed=elapsed,
-        reused=outcome.reused,
+        reused=reused,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -579,3 +581,29 @@ def test_what_was_applied_once_stays_applied() -> None:
     outcomes = iter([Answered(status=200, body_error=OSError("cut")), Answered(status=413)])
     engine.drive(call, lambda call: next(outcomes))
     assert call.report().effect is Effect.APPLIED
+
+
+def test_the_errors_of_a_call_go_with_it(clock: VirtualClock) -> None:
+    """A call that kept an error would keep itself, through the frames of its traceback, until a collection."""
+
+    class Broken(OSError):
+        """One that can be watched."""
+
+    met: list[weakref.ref[Broken]] = []
+
+    def flaky() -> None:
+        if len(met) < 2:
+            error = Broken()
+            met.append(weakref.ref(error))
+            try:
+                raise error
+            finally:
+                del error
+
+    gc.collect()
+    gc.disable()
+    try:
+        Engine(RetryPolicy(backoff=Constant(seconds=0)), clock=clock).run(flaky, on=OSError, idempotent=True)
+        assert [error() for error in met] == [None, None]
+    finally:
+        gc.enable()
