@@ -34,7 +34,6 @@ POLICY = RetryPolicy(
 
 BRIEF = POLICY.with_(max_attempts=2)
 
-os.environ["RETRYPOLICY_SECRET"] = SECRET
 app = celery.Celery("shop", broker=SHOP.get("broker"), backend=SHOP.get("backend"))
 app.conf.update(broker_transport_options=SHOP.get("options", {}), task_publish_retry_policy={"max_retries": 1})
 app.conf.update(

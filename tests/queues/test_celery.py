@@ -221,13 +221,14 @@ def test_a_soft_time_limit_in_the_read_is_held(shop: Shop, monkeypatch: pytest.M
         raise SoftTimeLimitExceeded
 
     shop.play(out_of_time)
-    monkeypatch.setattr("http.client.HTTPResponse.begin", read)
-    result = shop.send.delay("order 1")
-    wait_for(lambda: result.state == "RETRY")
+    with monkeypatch.context() as patch:
+        patch.setattr("http.client.HTTPResponse.begin", read)
+        result = shop.send.delay("order 1")
+        wait_for(lambda: result.state == "RETRY")
     assert (shop.record.phase, shop.server.complete) == (Phase.HELD, 1)
-    monkeypatch.undo()
     shop.ledger.resolve(shop.record.key, shop.record.fence, "applied")
     assert isinstance(end_of(result), AlreadyDone)
+    assert shop.server.complete == 1
 
 
 def test_celerys_own_words_pass(shop: Shop) -> None:

@@ -94,7 +94,7 @@ class Field:
             worker = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "SHOP": json.dumps(self.shop), "PYTHONPATH": path},
+                env={**os.environ, "SHOP": json.dumps(self.shop), "RETRYPOLICY_SECRET": SECRET, "PYTHONPATH": path},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
