@@ -11,7 +11,7 @@ import random as _random
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import evolve
@@ -25,7 +25,7 @@ from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailabl
 from retrypolicy.events import BudgetAlone, Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
 from retrypolicy.guard.ledger import Ledger, Take
-from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
+from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.guard.operation import Operation, current_operation
 from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
 from retrypolicy.outcome import Answered, Effect, Outcome, Reason, interrupts
@@ -34,6 +34,9 @@ from retrypolicy.providers import Provider
 from retrypolicy.reports import attach
 from retrypolicy.shared import SharedState
 from retrypolicy.work import Attempts, Classify, Work, block_name
+
+if TYPE_CHECKING:
+    from retrypolicy.guard.recorder import Recorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +58,9 @@ override: str | None = None
 
 longest_sleep = math.inf
 """Seconds that a wait is slept at most, whatever was decided: set by `retrypolicy.testing.capped`."""
+
+watchers: tuple[Callable[[Call], None], ...] = ()
+"""Who hears of every call that is not driven any more: set by `retrypolicy.testing.watched`."""
 
 
 class Engine:
@@ -372,6 +378,8 @@ class Engine:
         if self._wake.is_set():
             with self._ended:
                 self._ended.notify_all()
+        for tell in watchers:
+            tell(call)
 
     def obey(self, steps: Any, command: Command | None) -> Command:
         """Do what a call's steps ask for, other than an attempt; returns what they ask for next."""
@@ -468,24 +476,24 @@ class Engine:
             return await method(*command.args, **command.options)
         return await in_thread(functools.partial(method, *command.args, **command.options))
 
+    @property
+    def _recorder(self) -> Recorder:
+        """What says again in the background what the ledger could not take: one per process."""
+        from retrypolicy.guard.recorder import recorder
+
+        return recorder
+
     def record_later(self, digest: bytes, result: dict[str, Any], provider: str) -> None:
         """Good news that the ledger could not take: written again in the background."""
-        from retrypolicy.guard import recorder
-
-        if self.ledger is not None:
-            recorder.recorder.later(self.ledger, digest, result, provider)
+        self._recorder.later(self.ledger, digest, result, provider)
 
     def settle_later(self, command: Perform) -> None:
         """Bad news that the ledger could not take: without it, the call is held once its lease is over."""
-        from retrypolicy.guard import recorder
-
-        recorder.recorder.settle(self.ledger, command.operation, command.args, command.options)
+        self._recorder.settle(self.ledger, command.operation, command.args, command.options)
 
     def withdraw_later(self, take: Take) -> None:
         """An arm that was not answered, and on which nothing was sent: taken back, should it show up."""
-        from retrypolicy.guard import recorder
-
-        recorder.recorder.withdraw(self.ledger, take)
+        self._recorder.withdraw(self.ledger, take)
 
     # -- any callable --------------------------------------------------------------------------------------------------
 
@@ -656,7 +664,5 @@ _MOST = 256
 
 def _ledger(given: Ledger | str | None) -> Ledger | None:
     if given is None:
-        given = os.environ.get(LEDGER_VARIABLE, "").strip() or None
-        if given is None:
-            return None
-    return open_ledger(given)
+        given = ledger_from_environment()
+    return None if given is None else open_ledger(given)

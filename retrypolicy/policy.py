@@ -232,3 +232,6 @@ WORKER = RetryPolicy(
     backoff=Exponential(base=1.0, factor=2.0, cap=3600.0, jitter="full"),
 )
 """In a background worker: short waits are slept, longer ones deferred to the queue; a call lives a day."""
+
+PRESETS = {"web": WEB, "worker": WORKER}
+"""By the names that policy files and settings know them by."""

@@ -12,12 +12,10 @@ from typing import Any
 
 from retrypolicy.config.structure import Problem, Problems, policy_from, problem
 from retrypolicy.errors import ConfigurationError, PolicyFileError
-from retrypolicy.policy import WEB, WORKER, RetryPolicy
+from retrypolicy.policy import PRESETS, RetryPolicy
 
 LARGEST = 1 << 20
 """Bytes of a policy file; more is a mistake in the path."""
-
-_PRESETS = {"web": WEB, "worker": WORKER}
 
 
 def load_policies(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, RetryPolicy]:
@@ -115,10 +113,10 @@ def _extended(name: Any, tables: Mapping[Any, Any], way: tuple[Any, ...]) -> Any
         if not isinstance(below, Mapping):
             return own  # what is wrong with the base is said there
         below = {field: value for field, value in below.items() if field != "name"}
-    elif isinstance(base, str) and base in _PRESETS:
-        below = {field: value for field, value in _PRESETS[base].to_dict().items() if field != "name"}
+    elif isinstance(base, str) and base in PRESETS:
+        below = {field: value for field, value in PRESETS[base].to_dict().items() if field != "name"}
     else:
-        known = ", ".join(dict.fromkeys([*(str(other) for other in tables if other != name), *_PRESETS]))
+        known = ", ".join(dict.fromkeys([*(str(other) for other in tables if other != name), *PRESETS]))
         raise Problems([problem(base, f"one of {known}", "extends")])
     return _merged(below, own)
 

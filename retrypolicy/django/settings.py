@@ -14,7 +14,6 @@ RETRYPOLICY = {
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +24,10 @@ from retrypolicy.django.ledger import open_any
 from retrypolicy.errors import ConfigurationError, RetryPolicyError
 from retrypolicy.guard import Ledger
 from retrypolicy.guard.key import Secret
-from retrypolicy.guard.opening import LEDGER_VARIABLE
-from retrypolicy.policy import WEB, WORKER, RetryPolicy
+from retrypolicy.guard.opening import ledger_from_environment
+from retrypolicy.policy import PRESETS, WEB, RetryPolicy
 
 KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER")
-PRESETS = {"web": WEB, "worker": WORKER}
 
 
 def setting(name: str) -> Any:
@@ -87,7 +85,7 @@ def ledger(given: Ledger | str | None = None) -> Ledger | None:
     Raises `ConfigurationError` for a name that is neither a URL nor the alias of a database.
     """
     if given is None:
-        given = setting("LEDGER") or os.environ.get(LEDGER_VARIABLE, "").strip() or None
+        given = setting("LEDGER") or ledger_from_environment()
     return _open(given) if isinstance(given, str) else given
 
 

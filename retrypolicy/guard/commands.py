@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard import upkeep
 from retrypolicy.guard.key import Secret, check_key, key_digest
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
-from retrypolicy.guard.opening import LEDGER_VARIABLE, open_existing
+from retrypolicy.guard.opening import LEDGER_VARIABLE, ledger_from_environment, open_existing
 
 DONE, NOTHING = 0, 1
 """Exit codes: it was done; there was nothing to do, or not all of it could be done. (2: one line on what is wrong.)"""
@@ -121,7 +120,7 @@ def _count(text: str) -> int:
 
 def ledger_url(given: str | None) -> str:
     """The URL that was given, or the environment's. Raises `ConfigurationError` where there is none."""
-    url = given or os.environ.get(LEDGER_VARIABLE, "").strip()
+    url = given or ledger_from_environment()
     if not url:
         raise ConfigurationError(f"no ledger is named; give --ledger URL, or set {LEDGER_VARIABLE}")
     return url

@@ -51,6 +51,11 @@ def open_ledger(url: str | Ledger, *, clock: Clock | None = None, **options: Any
     return ledger
 
 
+def ledger_from_environment() -> str | None:
+    """The URL in `RETRYPOLICY_LEDGER`, if there is one."""
+    return os.environ.get(LEDGER_VARIABLE, "").strip() or None
+
+
 def open_existing(url: str) -> Ledger:
     """As `open_ledger`, but makes no new SQLite file: for tools, which look after what is there."""
     if url.partition(":")[0].lower() == "sqlite":

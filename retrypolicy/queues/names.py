@@ -10,10 +10,8 @@ from typing import Any
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard import Ledger
 from retrypolicy.guard.key import Secret
-from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
-from retrypolicy.policy import WEB, WORKER, RetryPolicy
-
-PRESETS = {"web": WEB, "worker": WORKER}
+from retrypolicy.guard.opening import ledger_from_environment, open_ledger
+from retrypolicy.policy import PRESETS, RetryPolicy
 
 
 def policy_named(given: RetryPolicy | str) -> RetryPolicy:
@@ -41,7 +39,7 @@ def ledger_named(given: Ledger | str | None) -> Ledger | None:
     if settings is not None:
         found: Ledger | None = settings.ledger(given)
         return found
-    given = given or os.environ.get(LEDGER_VARIABLE, "").strip() or None
+    given = given or ledger_from_environment()
     return _opened(given) if isinstance(given, str) else given
 
 

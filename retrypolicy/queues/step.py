@@ -5,7 +5,6 @@ Pure but for one read of the ledger, and of the clock where `now` is not given.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from retrypolicy.errors import (
 )
 from retrypolicy.guard import Ledger, Phase, Record
 from retrypolicy.guard.key import Secret, check_key
-from retrypolicy.guard.opening import LEDGER_VARIABLE, open_ledger
+from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.outcome import Effect, Reason, Report
 from retrypolicy.policy import WORKER, RetryPolicy
 from retrypolicy.reports import report, summary
@@ -192,7 +191,7 @@ def _patience(age: float, limits: tuple[float, float]) -> float:
 
 
 def _ledger(given: Ledger | str | None) -> Ledger:
-    given = given or os.environ.get(LEDGER_VARIABLE, "").strip() or None
+    given = given or ledger_from_environment()
     if given is None:
         raise ConfigurationError(
             "next_step: a key needs a ledger to look it up in; give one, or set RETRYPOLICY_LEDGER"

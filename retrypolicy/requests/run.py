@@ -89,9 +89,9 @@ class Run(Sending):
         call = self.call
         if response.status_code in _FOLLOWED:
             Hop(call, self.url).bind(self._original)
-        sent_before = self.sent_before(decision, response.status_code)
+        sent_before: requests.Response | None = self.sent_before(decision, response.status_code)
         if sent_before is not None:
-            return sent_before  # type: ignore[no-any-return]  # made by `replayed`
+            return sent_before
         try:
             if not self.stream and response._content is False and not self._is_for_auth(response):
                 read(response)  # too large to be read for an answer that might have been retried

@@ -13,19 +13,7 @@ from retrypolicy.clock import VirtualClock
 from retrypolicy.guard.ledger import Phase, Take, Taken
 from retrypolicy.guard.sqlite import SQLiteLedger
 
-_VERSION_1 = """
-    CREATE TABLE sends (
-        key BLOB PRIMARY KEY, phase INTEGER NOT NULL, taint INTEGER NOT NULL, fence INTEGER NOT NULL,
-        generation INTEGER NOT NULL, owner BLOB, token BLOB, lease REAL NOT NULL, first_seen REAL NOT NULL,
-        first_armed REAL, last_armed REAL, attempts INTEGER NOT NULL, not_before REAL NOT NULL,
-        fingerprint BLOB NOT NULL, result TEXT, label TEXT NOT NULL, provider TEXT NOT NULL, expires REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX sends_held ON sends (phase) WHERE phase = 5;
-    CREATE INDEX sends_expiring ON sends (expires) WHERE phase IN (1, 3, 4);
-    PRAGMA application_id = 0x52504C47;
-    PRAGMA user_version = 1;
-    PRAGMA journal_mode = WAL;
-"""
+from .older import SQLITE_1
 
 
 @pytest.fixture
@@ -93,7 +81,7 @@ def test_a_file_of_the_first_version_is_brought_up_to_this_one(path: Path) -> No
     clock = VirtualClock()
     start = clock.now()
     with sqlite3.connect(path) as raw:
-        raw.executescript(_VERSION_1)
+        raw.executescript(SQLITE_1)
         for number, (phase, expires) in enumerate([(3, start + 50.0), (3, start + 500.0), (5, start + 50.0)]):
             raw.execute(
                 "INSERT INTO sends VALUES (?, ?, 0, 1, 1, NULL, NULL, 0, 1, 1, 1, 1, 0, ?, NULL, '', '', ?)",

@@ -24,6 +24,7 @@ from retrypolicy.guard.postgres import PostgresLedger
 from retrypolicy.guard.redis import RedisLedger
 from retrypolicy.guard.sqlite import SQLiteLedger
 
+from .older import SQLITE_1
 from .servers import Postgres, Valkey, postgres, quick_valkey
 from .takes import OTHER, OWNER, arm, key, phase, standing, take
 
@@ -31,19 +32,6 @@ __all__ = ["postgres", "quick_valkey"]
 
 # -- SQLite
 
-_FIRST = """
-    CREATE TABLE sends (
-        key BLOB PRIMARY KEY, phase INTEGER NOT NULL, taint INTEGER NOT NULL, fence INTEGER NOT NULL,
-        generation INTEGER NOT NULL, owner BLOB, token BLOB, lease REAL NOT NULL, first_seen REAL NOT NULL,
-        first_armed REAL, last_armed REAL, attempts INTEGER NOT NULL, not_before REAL NOT NULL,
-        fingerprint BLOB NOT NULL, result TEXT, label TEXT NOT NULL, provider TEXT NOT NULL, expires REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX sends_held ON sends (phase) WHERE phase = 5;
-    CREATE INDEX sends_expiring ON sends (expires) WHERE phase IN (1, 3, 4);
-    PRAGMA application_id = 0x52504C47;
-    PRAGMA user_version = 1;
-    PRAGMA journal_mode = WAL;
-"""
 _INSERT = "INSERT INTO sends VALUES (?, ?, 0, 1, 1, NULL, NULL, 0, 1, 1, 1, 1, 0, ?, NULL, 'order', '', 1e12)"
 
 
@@ -52,7 +40,7 @@ def path(tmp_path: Path) -> Path:
     """A file as the first version made it, with a hundred records."""
     path = tmp_path / "sends.db"
     with sqlite3.connect(path) as raw:
-        raw.executescript(_FIRST)
+        raw.executescript(SQLITE_1)
         raw.executemany(_INSERT, [(key(n), 5 if n % 2 else 3, b"f" * 32) for n in range(100)])
     raw.close()
     return path

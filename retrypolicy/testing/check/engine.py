@@ -7,9 +7,7 @@ from typing import Any
 
 from attrs import evolve
 
-from retrypolicy.call import Perform
 from retrypolicy.engine import Engine
-from retrypolicy.guard.ledger import Take
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.guard.recorder import Recorder
 from retrypolicy.http.methods import IDEMPOTENT
@@ -38,14 +36,9 @@ class ModelEngine(Engine):
     def mode(self) -> str:
         return "enforce"
 
-    def record_later(self, digest: bytes, result: dict[str, Any], provider: str) -> None:
-        self.chores.later(self.ledger, digest, result, provider)
-
-    def settle_later(self, command: Perform) -> None:
-        self.chores.settle(self.ledger, command.operation, command.args, command.options)
-
-    def withdraw_later(self, take: Take) -> None:
-        self.chores.withdraw(self.ledger, take)
+    @property
+    def _recorder(self) -> Recorder:
+        return self.chores
 
 
 class Space:
