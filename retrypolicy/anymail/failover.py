@@ -23,8 +23,8 @@ from django.utils.module_loading import import_string
 from retrypolicy.anymail.messages import MessageMixin, changed
 from retrypolicy.anymail.naming import name_of
 from retrypolicy.django import settings
-from retrypolicy.django.keys import find
 from retrypolicy.errors import CallRefused, CircuitOpen, ConfigurationError, LedgerUnavailable
+from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Phase
 from retrypolicy.outcome import Effect, Reason
 from retrypolicy.reports import report

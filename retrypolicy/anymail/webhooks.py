@@ -9,8 +9,9 @@ import logging
 from typing import Any
 
 from retrypolicy.django import settings
-from retrypolicy.django.keys import METADATA, find
+from retrypolicy.django.keys import METADATA
 from retrypolicy.errors import RetryPolicyError
+from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Ledger, Phase, Record
 from retrypolicy.providers import load
 

@@ -10,9 +10,10 @@ from typing import Any
 from attrs import evolve, frozen
 
 from retrypolicy.django import settings
-from retrypolicy.django.keys import find, normal_key
+from retrypolicy.django.keys import normal_key
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard import upkeep
+from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
 
 MOST_READ = 5_000

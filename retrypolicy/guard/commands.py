@@ -14,7 +14,7 @@ from typing import Any
 
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard import upkeep
-from retrypolicy.guard.key import Secret, check_key, key_digest
+from retrypolicy.guard.key import Secret, check_key, find
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
 from retrypolicy.guard.opening import LEDGER_VARIABLE, ledger_from_environment, open_existing
 
@@ -253,10 +253,9 @@ def _named(options: argparse.Namespace, ledger: Ledger) -> list[Record]:
 def _digest_of(key: str, ledger: Ledger) -> str:
     """By the current secret, or by an older one if only that one has a record."""
     secret = Secret.of(None)
-    current = key_digest(secret, check_key(key))
-    for digest in (current, *secret.old_digests(b"key", key.encode())):
-        if ledger.read(digest)[0] is not None:
-            return digest.hex()
+    record, _ = find(ledger, secret, check_key(key))
+    if record is not None:
+        return record.key.hex()
     hint = "; no secret is set (RETRYPOLICY_SECRET), and an application may have one" if secret.missing else ""
     raise ConfigurationError(f"--key: this ledger has no record of that key{hint}")
 

@@ -9,12 +9,15 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from attrs import frozen
 
 from retrypolicy.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from retrypolicy.guard.ledger import Ledger, Record
 
 SECRET_VARIABLE = "RETRYPOLICY_SECRET"  # noqa: S105 - the name of a variable
 MAX_KEY_LENGTH = 1024
@@ -113,6 +116,18 @@ def _states(secret: bytes, first: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
 def key_digest(secret: Secret, key: str) -> bytes:
     """How the ledger names a key."""
     return secret.digest(b"key", key.encode())
+
+
+def find(ledger: Ledger, secret: Secret, key: str) -> tuple[Record | None, float]:
+    """The record of this key, by the current secret or an older one; and the ledger's time.
+
+    Raises `LedgerUnavailable`.
+    """
+    record, now = ledger.read(key_digest(secret, key))
+    for digest in secret.old_digests(b"key", key.encode()):
+        if record is None:
+            record, now = ledger.read(digest)
+    return record, now
 
 
 @frozen(kw_only=True)

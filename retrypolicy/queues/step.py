@@ -12,7 +12,6 @@ from attrs import frozen
 
 from retrypolicy import errors
 from retrypolicy.clock import SystemClock
-from retrypolicy.django.keys import find
 from retrypolicy.errors import (
     AlreadyDone,
     CallRefused,
@@ -23,7 +22,7 @@ from retrypolicy.errors import (
     SendHeld,
 )
 from retrypolicy.guard import Ledger, Phase, Record
-from retrypolicy.guard.key import Secret, check_key
+from retrypolicy.guard.key import Secret, check_key, find
 from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.outcome import Effect, Reason, Report
 from retrypolicy.policy import WORKER, RetryPolicy

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from retrypolicy import WORKER, Effect, Reason, operation, report
 from retrypolicy.anymail import KEY_HEADER
 from retrypolicy.anymail.naming import content, name_of
-from retrypolicy.django.keys import find, normal_key
+from retrypolicy.django.keys import normal_key
 from retrypolicy.errors import AlreadyDone, ConfigurationError, DeadlineExceeded, KeyReused, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
-from retrypolicy.guard.key import Secret
+from retrypolicy.guard.key import Secret, find
 from retrypolicy.testing import Answer, Close, FaultServer
 from tests.anymail.sending import backend, mail, ok, send
 

@@ -13,13 +13,14 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from retrypolicy.django import settings
 from retrypolicy.django.checks import TAG
-from retrypolicy.django.keys import find, normal_key
+from retrypolicy.django.keys import normal_key
 from retrypolicy.django.ledger import DatabaseLedger, where_is
 from retrypolicy.django.mailers import mailers
 from retrypolicy.django.silence import without_event
 from retrypolicy.engine import mode
 from retrypolicy.errors import RetryPolicyError
 from retrypolicy.guard import upkeep
+from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
 
 HELD = frozenset({Phase.HELD})
