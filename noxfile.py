@@ -69,7 +69,8 @@ def tests(session: nox.Session) -> None:
     """The tests, on every interpreter found. The slow ones run on the newest only."""
     session.install("-e", ".", *group("test"), django(str(session.python)))
     chosen = [] if session.python == NEWEST or session.posargs else ["-m", "not slow"]
-    session.run("pytest", "-q", "-n", "auto", *chosen, *session.posargs)
+    # Half of their time tests wait, for a server that stalls or a lock.
+    session.run("pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), *chosen, *session.posargs)
 
 
 @nox.session(python=NEWEST)
