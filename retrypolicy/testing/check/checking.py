@@ -42,8 +42,10 @@ def check_policy(
     `check_policy(policy)`. It raises `PolicyFindings` (an `AssertionError`) with the shortest story of each law that
     the policy breaks, and the change that mends it; with `raises=False` it returns them in the report.
 
-    provider: the profile that the policy is used with, or its name. examples: scenarios to try. seed: another one
-    looks elsewhere; the same one finds the same. ignore: names of laws that may be broken.
+    provider: the profile that the policy is used with, or its name.
+    examples: scenarios to try.
+    seed: another one looks elsewhere; the same one finds the same.
+    ignore: names of laws that may be broken.
 
     Raises `InvalidArgument` (hypothesis) for arguments out of range, `ConfigurationError` for an unknown provider.
     """

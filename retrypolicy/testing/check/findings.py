@@ -14,9 +14,12 @@ _WIDTH = 110
 class Finding:
     """A law that the policy breaks, and the simplest story found in which it does.
 
-    law: its name. cause: the name of what in the policy makes it so, where that is known. verdict: what went wrong in
-    the story. fix: the change that mends it; it was tried on this story. seed: `check_policy(..., seed=seed)` finds it
-    again. attempts: in the story.
+    law: its name.
+    cause: the name of what in the policy makes it so, where that is known.
+    verdict: what went wrong in the story.
+    fix: the change that mends it; it was tried on this story.
+    attempts: in the story.
+    seed: `check_policy(..., seed=seed)` finds it again.
     """
 
     law: str
@@ -52,8 +55,9 @@ class Finding:
 class PolicyReport:
     """What became of a check.
 
-    plays: scenarios that were played, with so many steps in all. attempts_per_call: what one call becomes at the most
-    while a server is down, by the policy alone.
+    plays: scenarios that were played.
+    steps: of all of them together.
+    attempts_per_call: what one call becomes at the most while a server is down, by the policy alone.
     """
 
     policy: str | None
