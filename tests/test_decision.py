@@ -155,6 +155,7 @@ def test_an_interrupt_is_never_retried() -> None:
     for error in (KeyboardInterrupt(), SystemExit(), GeneratorExit()):
         outcome = Failed(error=error, stage=Stage.NOT_CONNECTED)
         assert after(outcome) == Stop(reason=Reason.INTERRUPTED)
+        assert after(Answered(status=200, body_error=error)) == Stop(reason=Reason.INTERRUPTED)
 
 
 def test_a_lost_body_is_fetched_again_only_where_a_repeat_is_safe() -> None:

@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,24 @@ def test_what_fails_before_the_first_byte_needs_no_arm(unused_port: int) -> None
     assert found is not None
     assert (found.total_attempts, found.effect) == (4, Effect.NOT_APPLIED)
     assert list(ledger.records()) == []
+
+
+@pytest.mark.parametrize(("answer", "error"), [(Answer(200), AlreadyDone), (Close("request"), SendHeld)])
+def test_a_settled_call_is_said_to_be_even_if_its_server_is_gone(answer: Any, error: type[Exception]) -> None:
+    """The attempt ends before its arm, which would have refused it: the ledger is read, and says so at once."""
+    ledger = MemoryLedger()
+    with FaultServer([answer]) as server, requests.Session() as session, operation(key="k"):
+        mount(session, AT_ONCE, ledger=ledger)
+        with suppress(requests.ConnectionError):
+            session.post(server.url(), data=b"x")
+    [before] = ledger.records()
+    with requests.Session() as session, operation(key="k"), pytest.raises(error) as caught:
+        mount(session, AT_ONCE, ledger=ledger)
+        session.post(server.url(), data=b"x")
+    found = report(caught.value)
+    assert found is not None
+    assert found.total_attempts <= 1
+    assert list(ledger.records()) == [before]
 
 
 def test_a_call_refused_for_good_may_come_again_with_other_content() -> None:
