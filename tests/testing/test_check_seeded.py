@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from retrypolicy import WEB, RetryBudget, RetryPolicy, call, decision
+from retrypolicy import WEB, RetryBudget, RetryPolicy, decision
 from retrypolicy.budget import BudgetState
-from retrypolicy.call import Call
+from retrypolicy.call import Call, loop
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Phase
 from retrypolicy.outcome import Answered, Effect, Reason, Retry
@@ -42,7 +42,7 @@ def unknown_is_retried(patch: pytest.MonkeyPatch) -> None:
 
 
 def taint_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    for place in (decision, call):
+    for place in (decision, loop):
         patch.setattr(place, "call_effect", lambda effect, *_, **__: effect)
     patch.setattr(transitions, "_held", lambda record, fence=None: evolve(record, phase=Phase.FAILED))
 
@@ -57,14 +57,14 @@ def sent_before_the_arm(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_500_is_a_refusal(patch: pytest.MonkeyPatch) -> None:
-    understand = call.understand
+    understand = loop.understand
 
     def wrong(policy: Any, known: Any, outcome: Any, *more: Any) -> Any:
         said = understand(policy, known, outcome, *more)
         wrongly = isinstance(outcome, Answered) and outcome.status == 500
         return evolve(said, effect=Effect.NOT_APPLIED) if wrongly else said
 
-    patch.setattr(call, "understand", wrong)
+    patch.setattr(loop, "understand", wrong)
 
 
 def hints_are_not_read(patch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def no_to_a_repeat_is_not_read(patch: pytest.MonkeyPatch) -> None:
 
 def judged_as(**changes: Any) -> Patch:
     def seed(patch: pytest.MonkeyPatch) -> None:
-        judge = call.judge
-        patch.setattr(call, "judge", lambda policy, *given, **more: judge(policy.with_(**changes), *given, **more))
+        judge = loop.judge
+        patch.setattr(loop, "judge", lambda policy, *given, **more: judge(policy.with_(**changes), *given, **more))
 
     return seed
 
@@ -96,13 +96,13 @@ def leases_have_no_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_is_tried_again(patch: pytest.MonkeyPatch) -> None:
-    judge = call.judge
+    judge = loop.judge
 
     def wrong(*given: Any, **more: Any) -> Any:
         said = judge(*given, **more)
         return decision.Stop(reason=Reason.UNSAFE) if isinstance(said, Retry) else said
 
-    patch.setattr(call, "judge", wrong)
+    patch.setattr(loop, "judge", wrong)
 
 
 POLICY = RetryPolicy(max_wait=10)

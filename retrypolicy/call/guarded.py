@@ -1,24 +1,17 @@
-"""Call: one run of one call, as a loop without I/O. Drivers (sync, async) and transports do what it asks for.
-
-`steps()` is a generator: it asks for an attempt, a wait, or a ledger operation, is told the result, and returns the
-final decision. There is no other retry loop in this library.
-"""
+"""What a call asks of the ledger: to arm its key, to settle it, to look whether others were there before."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import Any
 
-from attrs import frozen
-
-from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of, understand
+from retrypolicy.call.commands import Ask, Command, Perform, Renew, Replay, Wait
+from retrypolicy.call.state import State
+from retrypolicy.decision import Decision, Defer, Retry, Stop
 from retrypolicy.errors import (
-    AlreadyDone,
     CallRefused,
-    CircuitOpen,
     DeadlineExceeded,
     KeyReused,
     LedgerUnavailable,
@@ -26,68 +19,11 @@ from retrypolicy.errors import (
     SendHeld,
     SendInProgress,
 )
-from retrypolicy.events import (
-    AttemptEnded,
-    AttemptStarted,
-    CallStarted,
-    Decided,
-    Deferred,
-    Done,
-    Event,
-    Held,
-    LedgerDown,
-    Observed,
-    Reconciled,
-    Replayed,
-    Waiting,
-    heard,
-    publish,
-)
+from retrypolicy.events import Held, LedgerDown, Reconciled, Replayed
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
-from retrypolicy.guard.reconcile import HeldSend, Reconciler, quiet_time
-from retrypolicy.outcome import Answered, AttemptReport, Effect, Failed, Outcome, Reason, Report, Stage, interrupts
-from retrypolicy.policy import RetryPolicy
+from retrypolicy.guard.reconcile import HeldSend, quiet_time
+from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, interrupts
 from retrypolicy.rules import Meaning
-
-if TYPE_CHECKING:
-    from retrypolicy.budget import BudgetState
-    from retrypolicy.engine import Engine
-    from retrypolicy.guard.key import Key
-    from retrypolicy.providers import Provider
-
-
-@frozen
-class Attempt:
-    """Asked of a driver: make one attempt, and send back its outcome."""
-
-
-@frozen
-class Wait:
-    """Asked of a driver: sleep, and send back whether the sleep was cut short."""
-
-    seconds: float
-
-
-@frozen
-class Perform:
-    """Asked of a driver: do this operation of the ledger, and send back its answer."""
-
-    operation: str
-    args: tuple[Any, ...]
-    options: Mapping[str, Any]
-
-
-@frozen
-class Ask:
-    """Asked of a driver: ask this reconciler about this held send, and send back its verdict."""
-
-    reconciler: Reconciler
-    held: HeldSend
-
-
-ATTEMPT = Attempt()
-Command = Attempt | Wait | Perform | Ask
-Steps = Generator[Command, Any, Decision]
 
 _GLANCE = 0.02
 """Seconds between two looks at a call of this process that has the same key."""
@@ -99,229 +35,8 @@ _OVERHEAD = 30.0
 """Seconds that a lease lasts beyond the longest attempt: for slow name servers, and clocks that differ."""
 
 
-class Renew(Exception):
-    """Internal: the key was refused before under other content, and goes out anew as this generation."""
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-
-
-class Replay(Exception):
-    """Internal: the call was done earlier; `result` is what the ledger kept of it."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-
-
-class Call:
-    """One run of a call. Made by an engine for each logical request; never shared between threads."""
-
-    # Defaults on the class: most calls never change most of them, and a call must cost next to nothing.
-    generation = 1  # which outgoing key
-    attempts = 0  # over the whole call, as far as known
-    tainted = False  # an earlier attempt may have been applied
-    replayable = True  # the body can be sent again; kept true or false by the transport
-    deadline: float | None = None  # of the running attempt, on the monotonic clock
-    held = False
-    replayed = False
-    recorded: bool | None = None
-    retry_at: float | None = None
-    began = 0.0  # when the running attempt began, on the monotonic clock
-    sent: bytes | None = None  # the body that goes out, where the transport has it at hand
-    spending: BudgetState | None = None  # what was spent of the policy's budget on this host
-    let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
-    last_kind: Any = None  # of the last retry that the budget permitted
-    _over = False  # the listeners were told of its end
-    _reason = Reason.SUCCESS
-    _effect = Effect.NOT_APPLIED
-    _end: float | None = None
-    first_seen: float | None = None
-    _first_armed: float | None = None
-    previous: float | None = None
-    streak = 0
-    spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
-    _owner = b""
-    _fence = 0
-    _armed = False
-    _claimed = False
-    _checked = False
-    _in_the_way: tuple[Record, float] | None = None  # a record that lets no attempt through, and when that was so
-    _unrecorded = 0
-    _pending: Perform | None = None
-    _asked = False
-    _ask_again: float | None = None
-    _joining: float | None = None
-
-    def __init__(
-        self,
-        engine: Engine,
-        policy: RetryPolicy,
-        *,
-        method: str = "CALL",
-        host: str = "",
-        key: Key | None = None,
-        digest: bytes = b"",
-        fingerprint: bytes = b"",
-        provider: Provider | None = None,
-        honoured: bool = False,
-        hooked: bool = False,
-        not_after: float | None = None,
-    ) -> None:
-        self.engine = engine
-        self.policy = policy
-        self.method = method
-        self.host = host
-        self.key = key
-        self.digest = digest
-        self.fingerprint = fingerprint
-        self.provider = provider
-        self.honoured = honoured  # the provider honours the key that goes out with this request
-        self.hooked = hooked  # the transport calls `arm` itself, between "connected" and the first byte
-        self.not_after = not_after
-        self.guarded = key is not None and engine.ledger is not None
-        self.idempotent = method in policy.idempotent_methods
-        self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
-        self._started = 0.0
-        # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
-        self._records: list[tuple[Any, ...]] = []
-        if self.guarded:
-            self._owner = os.urandom(16)
-
-    # -- the loop ----------------------------------------------------------------------------------------------------
-
-    def steps(self) -> Steps:
-        """The loop: asks for attempts, waits and ledger operations; returns the final decision.
-
-        Raises the guard's refusals (`CallRefused`), `Replay`, and what a driver throws in.
-        """
-        engine, policy = self.engine, self.policy
-        monotonic = engine.clock.monotonic
-        if self._end is None:
-            self._started = monotonic()
-            if policy.total_timeout is not None:
-                self._end = self._started + policy.total_timeout
-        if engine.listeners:
-            self.tell(CallStarted)
-        if policy.budget is not None:
-            engine.opened(self)
-        while True:
-            self.attempts += 1
-            self._unrecorded += 1
-            if self.not_after is not None or policy.breaker is not None or self.honoured:
-                stop = self._before()
-                if stop is not None:
-                    return self._ended(stop)
-            if engine.listeners:
-                self.tell(AttemptStarted, number=self.attempts)
-            began = self.began = monotonic()
-            if self._end is not None or policy.attempt_timeout is not None:
-                self.deadline = self._deadline(began)
-            if self.guarded and not self.hooked:
-                yield from self._arm_before()
-            outcome: Outcome = yield ATTEMPT
-            elapsed = monotonic() - began
-            if self.guarded and not (self._armed or self._checked or self._claimed):
-                yield from self._look(outcome)
-            said, effect, decision = self._decide(outcome)
-            if self.guarded:
-                decision = yield from self._settle(outcome, said, effect, decision)
-            self._note(outcome, said.effect, effect, decision, elapsed)
-            if type(decision) is not Retry:
-                return self._ended(decision)
-            if self.let_go is not None:
-                self.let_go()
-            if engine.listeners or heard(Waiting):
-                self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
-            if decision.delay > 0 or engine.stopping:
-                woken = yield Wait(decision.delay)
-                if woken:
-                    yield from self._give_up()
-                    return self._ended(Stop(reason=Reason.STOPPED))
-
-    def _before(self) -> Stop | None:
-        """May the next attempt be made? None: yes. A refusal of the first attempt is raised, a later one returned."""
-        refusal: CallRefused | None = None
-        reason = Reason.LIFETIME_OVER
-        if self.not_after is not None and self.engine.clock.now() >= self.not_after:
-            refusal = DeadlineExceeded("the call's time was over before this attempt; nothing was sent")
-        elif self._records and self._key_is_forgotten():
-            reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
-        elif self.policy.breaker is not None:
-            wait = self.engine.breaker_wait(self)
-            if wait is not None:
-                reason = Reason.CIRCUIT_OPEN
-                refusal = CircuitOpen(
-                    f"the circuit to {self.host or 'this host'} is open; nothing was sent",
-                    retry_at=self.engine.clock.now() + wait,
-                )
-        if refusal is None:
-            return None
-        self.attempts -= 1
-        self._unrecorded -= 1
-        if self._records:
-            return Stop(reason=reason)
-        self._reason = reason
-        raise refusal
-
-    def _key_is_forgotten(self) -> bool:
-        """The wait took longer than planned, and a repeat is no longer covered by the key."""
-        until = self.key_until
-        return self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until
-
-    def _deadline(self, now: float) -> float | None:
-        limit = self.policy.attempt_timeout
-        end = self._end
-        if limit is None:
-            return end
-        return now + limit if end is None else min(now + limit, end)
-
-    def _decide(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
-        """What the outcome means, what the call's effect is by now, and what follows."""
-        policy, engine = self.policy, self.engine
-        now = engine.clock.now()
-        said = understand(policy, self, outcome, now)
-        if self.first_seen is None:
-            self.first_seen = now - self.elapsed
-        effect = call_effect(said.effect, self.tainted, said.sure)
-        decision = judge(policy, self, outcome, said, effect, now, engine.random())
-        self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
-        if policy.budget is not None or policy.breaker is not None:
-            decision = engine.account(self, outcome, effect, decision)
-        if type(decision) is not Stop:
-            if engine.mode == "observe":
-                self.tell(Observed, action=_action(decision), reason=decision.reason)
-                decision = Stop(reason=Reason.OBSERVED)
-            elif type(decision) is Defer and not engine.defers:
-                decision = Stop(reason=decision.reason)
-        return said, effect, decision
-
-    # What `judge` asks, like the fields of `History`: a value of its own for every attempt would cost more than the rest.  # noqa: E501
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this run began."""
-        return self.engine.clock.monotonic() - self._started
-
-    @property
-    def accepts_duplicates(self) -> bool:
-        """Was the policy told to re-send where the outcome is unknown?"""
-        return self.guarded and self.policy.guard.on_unknown == "resend"
-
-    @property
-    def key_until(self) -> float | None:
-        """Until when the provider honours the call's key on a repeat."""
-        if not self.honoured or self.provider is None or self.provider.key is None:
-            return None
-        started = self._first_armed if self._first_armed is not None else self.first_seen
-        if started is None:
-            started = self.engine.clock.now()
-        return started + self.provider.key.window - self.provider.key.margin
-
-    def follows(self, before: Call) -> None:
-        """This hop shares the time of the call it belongs to."""
-        self._started, self._end = before._started, before._end
-
-    # -- the guard ---------------------------------------------------------------------------------------------------
+class Guarded(State):
+    """A call under the guard's protocol (design section 6). None of this runs for a call without a ledger and a key."""
 
     def arm(self) -> Generator[Command, Any, None]:
         """Put the key under this attempt, durably, before its first byte. Raises the guard's refusals."""
@@ -653,9 +368,13 @@ class Call:
             self._armed = self._claimed = False
             self.recorded = yield from self._write("reject", (self.digest, self._owner, self._fence))
 
+    def _leave(self) -> None:
+        """Others of this process need not wait for this call any more."""
+        _owners.discard(self._owner)
+
     def abandon(self) -> Perform | None:
         """For a driver that is torn out of the loop: what is left to do, if anything."""
-        _owners.discard(self._owner)
+        self._leave()
         if self.guarded and self._claimed:
             self._claimed = False
             return Perform("reject", (self.digest, self._owner, self._fence), {})
@@ -667,121 +386,3 @@ class Call:
         if self.provider is not None:
             return self.provider.summary(outcome.status, outcome.body, headers=outcome.headers, request=self.sent)
         return {"status": outcome.status}
-
-    def _provider_name(self) -> str:
-        return self.provider.name if self.provider is not None else ""
-
-    # -- the report --------------------------------------------------------------------------------------------------
-
-    def _note(self, outcome: Outcome, own: Effect, effect: Effect, decision: Decision, elapsed: float) -> None:
-        """Remember an attempt: its own effect, and the call's."""
-        status = error = stage = None
-        if isinstance(outcome, Answered):
-            status = outcome.status
-            if outcome.body_error is not None:
-                error = type(outcome.body_error)
-        else:
-            error, stage = type(outcome.error), outcome.stage
-        self._records.append((self.attempts, status, error, stage, outcome.reused, own, decision, elapsed))
-        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
-            self._effect = effect
-        self.tainted = effect is not Effect.NOT_APPLIED
-        if type(decision) is Retry:
-            self.previous = decision.delay
-            if self.policy.limits is not None:
-                kind = kind_of(outcome)
-                self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
-        if self.engine.listeners:
-            name = None if error is None else error.__name__
-            facts = {"elapsed": elapsed, "effect": own, "status": status, "error": name, "stage": stage}
-            self.tell(AttemptEnded, number=self.attempts, **facts)
-            self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
-
-    def _ended(self, decision: Decision) -> Decision:
-        _owners.discard(self._owner)
-        self._reason = decision.reason
-        if isinstance(decision, Defer):
-            self.retry_at = decision.until
-            self.tell(Deferred, until=decision.until, reason=decision.reason)
-        self.over()
-        return decision
-
-    def over(self, reason: Reason | None = None) -> None:
-        """The run has ended: the listeners are told, once."""
-        if self.engine.listeners and not self._over:
-            self._over = True
-            self.tell(Done, attempts=self.attempts, effect=self._effect, reason=reason or self._reason)
-
-    def refused(self, error: CallRefused) -> None:
-        """The guard stopped the run: note it for the report."""
-        if self._reason is Reason.SUCCESS:
-            self._reason = Reason.GUARDED
-        self.retry_at = error.retry_at
-        error.report = self.report()
-        self.over()
-
-    def report(self) -> Report:
-        """What became of the call so far."""
-        return Report(
-            attempts=tuple(_attempt_report(*record) for record in self._records),
-            total_attempts=self.attempts,
-            effect=self._effect,
-            reason=self._reason,
-            first_seen=self.first_seen,
-            retry_at=self.retry_at,
-            held=self.held,
-            replayed=self.replayed,
-            recorded=self.recorded,
-            key_digest=self.digest.hex() if self.digest else None,
-            policy=self.policy.name,
-            provider=self._provider_name() or None,
-        )
-
-    def already_done(self, record: Record) -> AlreadyDone:
-        """For a transport that can't make a response from what the ledger kept."""
-        result = dict(record.result) if record.result is not None else {}
-        error = AlreadyDone("this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex())
-        self.refused(error)
-        return error
-
-    def tell(self, kind: type[Event], **facts: Any) -> None:
-        """Tell the log and the listeners what happened to this call."""
-        publish(
-            kind(
-                call=format(id(self), "x"),
-                policy=self.policy.name,
-                provider=self._provider_name() or None,
-                host=self.host,
-                method=self.method,
-                label=self.key.label if self.key is not None else "",
-                **facts,
-            ),
-            self.engine.listeners,
-        )
-
-
-def _attempt_report(
-    number: int,
-    status: int | None,
-    error: type[BaseException] | None,
-    stage: Stage | None,
-    reused: bool,
-    effect: Effect,
-    decision: Decision,
-    elapsed: float,
-) -> AttemptReport:
-    return AttemptReport(
-        number=number,
-        status=status,
-        error=None if error is None else error.__name__,
-        stage=stage,
-        effect=effect,
-        reason=decision.reason,
-        wait=decision.delay if isinstance(decision, Retry) else 0.0,
-        elapsed=elapsed,
-        reused=reused,
-    )
-
-
-def _action(decision: Decision) -> str:
-    return type(decision).__name__.lower()

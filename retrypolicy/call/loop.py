@@ -1,0 +1,157 @@
+"""Call: one run of one call, as a loop without I/O. Drivers (sync, async) and transports do what it asks for.
+
+`steps()` is a generator: it asks for an attempt, a wait, or a ledger operation, is told the result, and returns the
+final decision. There is no other retry loop in this library.
+"""
+
+from __future__ import annotations
+
+from retrypolicy.call.commands import ATTEMPT, Steps, Wait
+from retrypolicy.call.guarded import Guarded
+from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of, understand
+from retrypolicy.errors import CallRefused, CircuitOpen, DeadlineExceeded, SendHeld
+from retrypolicy.events import AttemptEnded, AttemptStarted, CallStarted, Decided, Deferred, Observed, Waiting, heard
+from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason
+from retrypolicy.rules import Meaning
+
+
+class Call(Guarded):
+    """One run of a call. Made by an engine for each logical request; never shared between threads."""
+
+    def steps(self) -> Steps:
+        """The loop: asks for attempts, waits and ledger operations; returns the final decision.
+
+        Raises the guard's refusals (`CallRefused`), `Replay`, and what a driver throws in.
+        """
+        engine, policy = self.engine, self.policy
+        monotonic = engine.clock.monotonic
+        if self._end is None:
+            self._started = monotonic()
+            if policy.total_timeout is not None:
+                self._end = self._started + policy.total_timeout
+        if engine.listeners:
+            self.tell(CallStarted)
+        if policy.budget is not None:
+            engine.opened(self)
+        while True:
+            self.attempts += 1
+            self._unrecorded += 1
+            if self.not_after is not None or policy.breaker is not None or self.honoured:
+                stop = self._before()
+                if stop is not None:
+                    return self._ended(stop)
+            if engine.listeners:
+                self.tell(AttemptStarted, number=self.attempts)
+            began = self.began = monotonic()
+            if self._end is not None or policy.attempt_timeout is not None:
+                self.deadline = self._deadline(began)
+            if self.guarded and not self.hooked:
+                yield from self._arm_before()
+            outcome: Outcome = yield ATTEMPT
+            elapsed = monotonic() - began
+            if self.guarded and not (self._armed or self._checked or self._claimed):
+                yield from self._look(outcome)
+            said, effect, decision = self._decide(outcome)
+            if self.guarded:
+                decision = yield from self._settle(outcome, said, effect, decision)
+            self._note(outcome, said.effect, effect, decision, elapsed)
+            if type(decision) is not Retry:
+                return self._ended(decision)
+            if self.let_go is not None:
+                self.let_go()
+            if engine.listeners or heard(Waiting):
+                self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
+            if decision.delay > 0 or engine.stopping:
+                woken = yield Wait(decision.delay)
+                if woken:
+                    yield from self._give_up()
+                    return self._ended(Stop(reason=Reason.STOPPED))
+
+    def _before(self) -> Stop | None:
+        """May the next attempt be made? None: yes. A refusal of the first attempt is raised, a later one returned."""
+        refusal: CallRefused | None = None
+        reason = Reason.LIFETIME_OVER
+        if self.not_after is not None and self.engine.clock.now() >= self.not_after:
+            refusal = DeadlineExceeded("the call's time was over before this attempt; nothing was sent")
+        elif self._records and self._key_is_forgotten():
+            reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
+        elif self.policy.breaker is not None:
+            wait = self.engine.breaker_wait(self)
+            if wait is not None:
+                reason = Reason.CIRCUIT_OPEN
+                refusal = CircuitOpen(
+                    f"the circuit to {self.host or 'this host'} is open; nothing was sent",
+                    retry_at=self.engine.clock.now() + wait,
+                )
+        if refusal is None:
+            return None
+        self.attempts -= 1
+        self._unrecorded -= 1
+        if self._records:
+            return Stop(reason=reason)
+        self._reason = reason
+        raise refusal
+
+    def _deadline(self, now: float) -> float | None:
+        limit = self.policy.attempt_timeout
+        end = self._end
+        if limit is None:
+            return end
+        return now + limit if end is None else min(now + limit, end)
+
+    def _decide(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
+        """What the outcome means, what the call's effect is by now, and what follows."""
+        policy, engine = self.policy, self.engine
+        now = engine.clock.now()
+        said = understand(policy, self, outcome, now)
+        if self.first_seen is None:
+            self.first_seen = now - self.elapsed
+        effect = call_effect(said.effect, self.tainted, said.sure)
+        decision = judge(policy, self, outcome, said, effect, now, engine.random())
+        self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
+        if policy.budget is not None or policy.breaker is not None:
+            decision = engine.account(self, outcome, effect, decision)
+        if type(decision) is not Stop:
+            if engine.mode == "observe":
+                self.tell(Observed, action=_action(decision), reason=decision.reason)
+                decision = Stop(reason=Reason.OBSERVED)
+            elif type(decision) is Defer and not engine.defers:
+                decision = Stop(reason=decision.reason)
+        return said, effect, decision
+
+    def _note(self, outcome: Outcome, own: Effect, effect: Effect, decision: Decision, elapsed: float) -> None:
+        """Remember an attempt: its own effect, and the call's."""
+        status = error = stage = None
+        if isinstance(outcome, Answered):
+            status = outcome.status
+            if outcome.body_error is not None:
+                error = type(outcome.body_error)
+        else:
+            error, stage = type(outcome.error), outcome.stage
+        self._records.append((self.attempts, status, error, stage, outcome.reused, own, decision, elapsed))
+        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
+            self._effect = effect
+        self.tainted = effect is not Effect.NOT_APPLIED
+        if type(decision) is Retry:
+            self.previous = decision.delay
+            if self.policy.limits is not None:
+                kind = kind_of(outcome)
+                self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
+        if self.engine.listeners:
+            name = None if error is None else error.__name__
+            facts = {"elapsed": elapsed, "effect": own, "status": status, "error": name, "stage": stage}
+            self.tell(AttemptEnded, number=self.attempts, **facts)
+            self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+
+    def _ended(self, decision: Decision) -> Decision:
+        self._leave()
+        self._reason = decision.reason
+        if isinstance(decision, Defer):
+            self.retry_at = decision.until
+            self.tell(Deferred, until=decision.until, reason=decision.reason)
+        self.over()
+        return decision
+
+
+def _action(decision: Decision) -> str:
+    return type(decision).__name__.lower()

@@ -1,0 +1,205 @@
+"""What is known of a call while it runs: its request, its key, its attempts so far; and the report on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from retrypolicy.call.commands import Perform
+from retrypolicy.decision import Decision, Retry
+from retrypolicy.errors import AlreadyDone, CallRefused
+from retrypolicy.events import Done, Event, publish
+from retrypolicy.guard.ledger import Record
+from retrypolicy.outcome import AttemptReport, Effect, Reason, Report, Stage
+from retrypolicy.policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from retrypolicy.budget import BudgetState
+    from retrypolicy.engine import Engine
+    from retrypolicy.guard.key import Key
+    from retrypolicy.providers import Provider
+
+
+class State:
+    """The state of one run of a call. `judge` asks it as it would a `History`, which costs more to make."""
+
+    # Defaults on the class: most calls never change most of them, and a call must cost next to nothing.
+    generation = 1  # which outgoing key
+    attempts = 0  # over the whole call, as far as known
+    tainted = False  # an earlier attempt may have been applied
+    replayable = True  # the body can be sent again; kept true or false by the transport
+    deadline: float | None = None  # of the running attempt, on the monotonic clock
+    held = False
+    replayed = False
+    recorded: bool | None = None
+    retry_at: float | None = None
+    began = 0.0  # when the running attempt began, on the monotonic clock
+    sent: bytes | None = None  # the body that goes out, where the transport has it at hand
+    spending: BudgetState | None = None  # what was spent of the policy's budget on this host
+    let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
+    last_kind: Any = None  # of the last retry that the budget permitted
+    _over = False  # the listeners were told of its end
+    _reason = Reason.SUCCESS
+    _effect = Effect.NOT_APPLIED
+    _end: float | None = None
+    first_seen: float | None = None
+    _first_armed: float | None = None
+    previous: float | None = None
+    streak = 0
+    spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
+    _owner = b""
+    _fence = 0
+    _armed = False
+    _claimed = False
+    _checked = False
+    _in_the_way: tuple[Record, float] | None = None  # a record that lets no attempt through, and when that was so
+    _unrecorded = 0
+    _pending: Perform | None = None
+    _asked = False
+    _ask_again: float | None = None
+    _joining: float | None = None
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: RetryPolicy,
+        *,
+        method: str = "CALL",
+        host: str = "",
+        key: Key | None = None,
+        digest: bytes = b"",
+        fingerprint: bytes = b"",
+        provider: Provider | None = None,
+        honoured: bool = False,
+        hooked: bool = False,
+        not_after: float | None = None,
+    ) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.method = method
+        self.host = host
+        self.key = key
+        self.digest = digest
+        self.fingerprint = fingerprint
+        self.provider = provider
+        self.honoured = honoured  # the provider honours the key that goes out with this request
+        self.hooked = hooked  # the transport calls `arm` itself, between "connected" and the first byte
+        self.not_after = not_after
+        self.guarded = key is not None and engine.ledger is not None
+        self.idempotent = method in policy.idempotent_methods
+        self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
+        self._started = 0.0
+        # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
+        self._records: list[tuple[Any, ...]] = []
+        if self.guarded:
+            self._owner = os.urandom(16)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this run began."""
+        return self.engine.clock.monotonic() - self._started
+
+    @property
+    def accepts_duplicates(self) -> bool:
+        """Was the policy told to re-send where the outcome is unknown?"""
+        return self.guarded and self.policy.guard.on_unknown == "resend"
+
+    @property
+    def key_until(self) -> float | None:
+        """Until when the provider honours the call's key on a repeat."""
+        if not self.honoured or self.provider is None or self.provider.key is None:
+            return None
+        started = self._first_armed if self._first_armed is not None else self.first_seen
+        if started is None:
+            started = self.engine.clock.now()
+        return started + self.provider.key.window - self.provider.key.margin
+
+    def follows(self, before: State) -> None:
+        """This hop shares the time of the call it belongs to."""
+        self._started, self._end = before._started, before._end
+
+    def _key_is_forgotten(self) -> bool:
+        """The wait took longer than planned, and a repeat is no longer covered by the key."""
+        until = self.key_until
+        return self.tainted and not self.idempotent and until is not None and self.engine.clock.now() >= until
+
+    def over(self, reason: Reason | None = None) -> None:
+        """The run has ended: the listeners are told, once."""
+        if self.engine.listeners and not self._over:
+            self._over = True
+            self.tell(Done, attempts=self.attempts, effect=self._effect, reason=reason or self._reason)
+
+    def refused(self, error: CallRefused) -> None:
+        """The guard stopped the run: note it for the report."""
+        if self._reason is Reason.SUCCESS:
+            self._reason = Reason.GUARDED
+        self.retry_at = error.retry_at
+        error.report = self.report()
+        self.over()
+
+    def report(self) -> Report:
+        """What became of the call so far."""
+        return Report(
+            attempts=tuple(_attempt_report(*record) for record in self._records),
+            total_attempts=self.attempts,
+            effect=self._effect,
+            reason=self._reason,
+            first_seen=self.first_seen,
+            retry_at=self.retry_at,
+            held=self.held,
+            replayed=self.replayed,
+            recorded=self.recorded,
+            key_digest=self.digest.hex() if self.digest else None,
+            policy=self.policy.name,
+            provider=self._provider_name() or None,
+        )
+
+    def already_done(self, record: Record) -> AlreadyDone:
+        """For a transport that can't make a response from what the ledger kept."""
+        result = dict(record.result) if record.result is not None else {}
+        error = AlreadyDone("this call was done earlier; nothing was sent", result=result, key_digest=self.digest.hex())
+        self.refused(error)
+        return error
+
+    def tell(self, kind: type[Event], **facts: Any) -> None:
+        """Tell the log and the listeners what happened to this call."""
+        publish(
+            kind(
+                call=format(id(self), "x"),
+                policy=self.policy.name,
+                provider=self._provider_name() or None,
+                host=self.host,
+                method=self.method,
+                label=self.key.label if self.key is not None else "",
+                **facts,
+            ),
+            self.engine.listeners,
+        )
+
+    def _provider_name(self) -> str:
+        return self.provider.name if self.provider is not None else ""
+
+
+def _attempt_report(
+    number: int,
+    status: int | None,
+    error: type[BaseException] | None,
+    stage: Stage | None,
+    reused: bool,
+    effect: Effect,
+    decision: Decision,
+    elapsed: float,
+) -> AttemptReport:
+    return AttemptReport(
+        number=number,
+        status=status,
+        error=None if error is None else error.__name__,
+        stage=stage,
+        effect=effect,
+        reason=decision.reason,
+        wait=decision.delay if isinstance(decision, Retry) else 0.0,
+        elapsed=elapsed,
+        reused=reused,
+    )
