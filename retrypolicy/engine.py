@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import math
 import os
 import random as _random
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from attrs import evolve
-
-from retrypolicy._tasks import in_thread, to_the_end
-from retrypolicy.budget import BudgetState
-from retrypolicy.call import ATTEMPT, Ask, Call, Command, Perform, Replay, Wait
+from retrypolicy.call import Call, Replay
 from retrypolicy.clock import Clock, SystemClock
-from retrypolicy.decision import Decision, Retry, Stop
-from retrypolicy.errors import CallRefused, ConfigurationError, LedgerUnavailable, PolicyError, UnprotectedKey
-from retrypolicy.events import BudgetAlone, Listener
+from retrypolicy.driving import Driver
+from retrypolicy.errors import CallRefused, ConfigurationError, PolicyError, UnprotectedKey
+from retrypolicy.events import Listener
 from retrypolicy.guard.key import Key, Secret, check_key, fingerprint, key_digest
-from retrypolicy.guard.ledger import Ledger, Take
+from retrypolicy.guard.ledger import Ledger
 from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.guard.operation import Operation, current_operation
-from retrypolicy.guard.reconcile import Reconciler, ask, ask_async, checked, reconciler_for
-from retrypolicy.outcome import Answered, Effect, Outcome, Reason, interrupts
+from retrypolicy.guard.reconcile import Reconciler, checked, reconciler_for
+from retrypolicy.outcome import Reason
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
-from retrypolicy.reports import attach
+from retrypolicy.providers.together import at_hosts, with_rules
 from retrypolicy.shared import SharedState
 from retrypolicy.work import Attempts, Classify, Work, block_name
-
-if TYPE_CHECKING:
-    from retrypolicy.guard.recorder import Recorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,14 +46,8 @@ def mode() -> str:
 override: str | None = None
 """What replaces every engine's mode: set by `retrypolicy.testing.deactivated`."""
 
-longest_sleep = math.inf
-"""Seconds that a wait is slept at most, whatever was decided: set by `retrypolicy.testing.capped`."""
 
-watchers: tuple[Callable[[Call], None], ...] = ()
-"""Who hears of every call that is not driven any more: set by `retrypolicy.testing.watched`."""
-
-
-class Engine:
+class Engine(Driver):
     """Applies a policy to calls: retries, waits, guards.
 
     policy: a `RetryPolicy`; the default retries whatever is safe.
@@ -102,7 +86,6 @@ class Engine:
         if not isinstance(policy, RetryPolicy):
             raise PolicyError.of("policy", policy, "a RetryPolicy")
         self.policy = policy
-        self.clock: Clock = SystemClock() if clock is None else clock
         self.random: Callable[[], float] = _random.random if random is None else random
         self.listeners = tuple(listeners)
         for listener in self.listeners:
@@ -111,14 +94,11 @@ class Engine:
         self._reconcilers = {name: checked(name, found) for name, found in (reconcilers or {}).items()}
         self._mode = mode()
         self.provider = _provider(provider, hosts)
-        self.ledger = _ledger(ledger)
+        super().__init__(SystemClock() if clock is None else clock, _ledger(ledger))
         self._secret_given = secret
-        self._wake = threading.Event()
-        self._running: set[Call] = set()
-        self._ended = threading.Condition()
         self._warned = False
         self.shared = shared
-        self._alone = False  # the shared budgets could not be reached when they were last tried
+        self.alone = False  # the shared budgets could not be reached when they were last tried
         if shared is not None and policy.budget is not None:
             policy.budget.state("", self.clock, shared)  # a budget that can't be shared is said at once
 
@@ -187,7 +167,7 @@ class Engine:
                 )
         return Call(
             self,
-            policy if provider is None else self._with_rules(policy, provider),
+            policy if provider is None else with_rules(policy, provider),
             method=method,
             host=host,
             key=key,
@@ -221,9 +201,14 @@ class Engine:
         host, _ = _place(url)
         keyed = same_origin and method == before.method
         provider = before.provider if same_origin else self.provider_for(host)
+        if same_origin:
+            policy = before.policy
+        else:
+            policy = self._policy_for(policy, current_operation())
+            policy = policy if provider is None else with_rules(policy, provider)
         call = Call(
             self,
-            before.policy if same_origin else self._with_rules(self._policy_for(policy, current_operation()), provider),
+            policy,
             method=method,
             host=host,
             key=before.key if keyed else None,
@@ -280,220 +265,6 @@ class Engine:
             import warnings
 
             warnings.warn(text, UnprotectedKey, stacklevel=5)
-
-    def _with_rules(self, policy: RetryPolicy, provider: Provider | None) -> RetryPolicy:
-        """The policy's own rules, then the provider's."""
-        return policy if provider is None or not provider.rules else _with_rules_of(policy, provider)
-
-    # -- budget and breaker --------------------------------------------------------------------------------------------
-
-    def opened(self, call: Call) -> None:
-        """Tell the budget of a call that begins."""
-        self._spending(call).on_call()
-
-    def _spending(self, call: Call) -> BudgetState:
-        state = call.spending
-        if state is None:
-            assert call.policy.budget is not None
-            state = call.spending = call.policy.budget.state(call.host, self.clock, self.shared)
-        return state
-
-    def not_made(self, call: Call) -> None:
-        """Tell the breaker that an attempt it let through was not made."""
-        if call.policy.breaker is not None:
-            call.policy.breaker.state(call.host, self.clock).record(None, call.began)
-
-    def breaker_wait(self, call: Call) -> float | None:
-        """Seconds until the breaker lets a call to this host through again; None: now."""
-        assert call.policy.breaker is not None
-        return call.policy.breaker.state(call.host, self.clock).before()
-
-    def account(self, call: Call, outcome: Outcome, effect: Effect, decision: Decision) -> Decision:
-        """Tell budget and breaker what an attempt produced; a retry that the budget refuses becomes a Stop."""
-        policy = call.policy
-        healthy = _healthy(outcome)
-        if policy.breaker is not None:
-            policy.breaker.state(call.host, self.clock).record(healthy, call.began)
-        if policy.budget is None:
-            return decision
-        state = self._spending(call)
-        kind = _kind(outcome)
-        if isinstance(decision, Stop) and decision.reason is Reason.SUCCESS:
-            state.on_success(call.last_kind)
-        elif not isinstance(decision, Stop) or decision.reason in _RETRIED_OTHERWISE:
-            state.on_failure(kind)
-        if isinstance(decision, Retry):
-            if state.permit(kind):
-                call.last_kind = kind
-            else:
-                decision = Stop(reason=Reason.BUDGET_EXHAUSTED)
-        if self.shared is not None and state.alone is not self._alone:
-            self._alone = state.alone
-            if self._alone:
-                call.tell(BudgetAlone)
-        return decision
-
-    # -- running calls -------------------------------------------------------------------------------------------------
-
-    @property
-    def stopping(self) -> bool:
-        """`stop` was called: nobody waits any more."""
-        return self._wake.is_set()
-
-    def stop(self, grace: float = 0.0) -> bool:
-        """Wake every sleeper, and let no call wait again; wait up to `grace` seconds for running calls to end.
-
-        The calls end with their last response or error, reason STOPPED. True if none is running any more.
-        """
-        self._wake.set()
-        with self._ended:
-            return self._ended.wait_for(lambda: not self._running, timeout=grace)
-
-    def drive(self, call: Call, attempt: Callable[[Call], Outcome]) -> Decision:
-        """Run a call to its end: `attempt` is asked for an outcome as often as needed. Raises the guard's refusals."""
-        steps = call.steps()
-        send = steps.send
-        self.enter(call)
-        try:
-            command = next(steps)
-            while True:
-                command = send(attempt(call)) if command is ATTEMPT else self.obey(steps, command)
-        except StopIteration as end:
-            decision: Decision = end.value
-            return decision
-        except BaseException as error:
-            steps.close()
-            self.clean_up(call, error)
-            raise
-        finally:
-            self.leave(call)
-
-    def enter(self, call: Call) -> None:
-        """This call is being driven: `stop` waits for it."""
-        self._running.add(call)
-
-    def leave(self, call: Call) -> None:
-        """This call is not driven any more."""
-        self._running.discard(call)
-        if self._wake.is_set():
-            with self._ended:
-                self._ended.notify_all()
-        for tell in watchers:
-            tell(call)
-
-    def obey(self, steps: Any, command: Command | None) -> Command:
-        """Do what a call's steps ask for, other than an attempt; returns what they ask for next."""
-        if isinstance(command, Wait):
-            woken = self.clock.sleep(min(command.seconds, longest_sleep), self._wake)
-            result: Command = steps.send(woken)
-            return result
-        if isinstance(command, Ask):
-            result = steps.send(ask(command.reconciler, command.held))
-            return result
-        assert isinstance(command, Perform)
-        try:
-            answer = self.perform(command)
-        except LedgerUnavailable as error:
-            result = steps.throw(error)
-            return result
-        result = steps.send(answer)
-        return result
-
-    def perform(self, command: Perform) -> Any:
-        """One operation of the ledger."""
-        return getattr(self.ledger, command.operation)(*command.args, **command.options)
-
-    def arm(self, call: Call) -> None:
-        """For a transport's hook between "connected" and the first byte. Raises the guard's refusals."""
-        steps = call.arm()
-        try:
-            command = next(steps)
-            while True:
-                command = self.obey(steps, command)
-        except StopIteration:
-            return
-        finally:
-            steps.close()  # torn out by an interrupt: the call says at once what it leaves behind
-
-    def clean_up(self, call: Call, error: BaseException) -> None:
-        """A call was torn out of its steps by `error`: let go of what it has."""
-        self.not_made(call)
-        left = call.abandon()
-        if left is not None:
-            with contextlib.suppress(LedgerUnavailable):  # the lease runs out by itself
-                self.perform(left)
-        _tell_of_torn(call, error)
-
-    async def drive_async(self, call: Call, attempt: Callable[[Call], Awaitable[Outcome]]) -> Decision:
-        """As `drive`, without blocking the event loop (asyncio or trio)."""
-        steps = call.steps()
-        self.enter(call)
-        try:
-            command = next(steps)
-            while True:
-                if command is ATTEMPT:
-                    command = steps.send(await attempt(call))
-                else:
-                    command = (await self.obey_async(steps, command))()
-        except StopIteration as end:
-            decision: Decision = end.value
-            return decision
-        except BaseException as error:
-            steps.close()
-            await self.clean_up_async(call, error)
-            raise
-        finally:
-            self.leave(call)
-
-    async def obey_async(self, steps: Any, command: Command | None) -> Callable[[], Command]:
-        """As `obey`; returns what goes on with the steps (their end is a StopIteration: no coroutine can raise that).
-
-        What is asked of the ledger is done to its end, though the task be cancelled meanwhile.
-        """
-        if isinstance(command, Wait):
-            woken = await self.clock.sleep_async(min(command.seconds, longest_sleep), self._wake)
-            return functools.partial(steps.send, woken)
-        if isinstance(command, Ask):
-            return functools.partial(steps.send, await ask_async(command.reconciler, command.held, in_thread))
-        assert isinstance(command, Perform)
-        try:
-            return functools.partial(steps.send, await to_the_end(self._perform_async(command)))
-        except LedgerUnavailable as error:
-            return functools.partial(steps.throw, error)
-
-    async def clean_up_async(self, call: Call, error: BaseException) -> None:
-        """As `clean_up`."""
-        self.not_made(call)
-        left = call.abandon()
-        if left is not None:
-            with contextlib.suppress(LedgerUnavailable):
-                await to_the_end(self._perform_async(left))
-        _tell_of_torn(call, error)
-
-    async def _perform_async(self, command: Perform) -> Any:
-        method = getattr(self.ledger, command.operation)
-        if inspect.iscoroutinefunction(method):
-            return await method(*command.args, **command.options)
-        return await in_thread(functools.partial(method, *command.args, **command.options))
-
-    @property
-    def _recorder(self) -> Recorder:
-        """What says again in the background what the ledger could not take: one per process."""
-        from retrypolicy.guard.recorder import recorder
-
-        return recorder
-
-    def record_later(self, digest: bytes, result: dict[str, Any], provider: str) -> None:
-        """Good news that the ledger could not take: written again in the background."""
-        self._recorder.later(self.ledger, digest, result, provider)
-
-    def settle_later(self, command: Perform) -> None:
-        """Bad news that the ledger could not take: without it, the call is held once its lease is over."""
-        self._recorder.settle(self.ledger, command.operation, command.args, command.options)
-
-    def withdraw_later(self, take: Take) -> None:
-        """An arm that was not answered, and on which nothing was sent: taken back, should it show up."""
-        self._recorder.withdraw(self.ledger, take)
 
     # -- any callable --------------------------------------------------------------------------------------------------
 
@@ -598,29 +369,6 @@ def _place(url: str) -> tuple[str, str]:
         return "", ""
 
 
-def _tell_of_torn(call: Call, error: BaseException) -> None:
-    if not isinstance(error, (CallRefused, Replay)):  # those are told of where they are turned into an answer
-        call.over(Reason.INTERRUPTED)
-        attach(error, evolve(call.report(), reason=Reason.INTERRUPTED))  # a queue must know that there was a call
-
-
-def _healthy(outcome: Outcome) -> bool | None:
-    """What an outcome says of the server's health; None: nothing (it refused us, or we were at fault)."""
-    if isinstance(outcome, Answered):
-        if outcome.status >= 500:
-            return False
-        return None if outcome.status == 429 else True
-    if interrupts(outcome.error) or outcome.retry_limit == 0:
-        return None
-    return False
-
-
-def _kind(outcome: Outcome) -> Any:
-    if isinstance(outcome, Answered):
-        return "throttled" if outcome.status == 429 else "transient"
-    return "timeout" if "timeout" in type(outcome.error).__name__.lower() else "transient"
-
-
 def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | None:
     if given is None:
         if hosts:
@@ -629,37 +377,7 @@ def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | 
     from retrypolicy.providers import load
 
     provider = load(given)
-    return _at_hosts(provider, tuple(hosts)) if hosts else provider
-
-
-# Anymail's backends make an engine for each message: what two values make together is remembered, by identity (both are
-# immutable, and hold dicts).
-_together: dict[tuple[object, ...], tuple[Any, Any]] = {}
-
-
-def _at_hosts(provider: Provider, hosts: tuple[str, ...]) -> Provider:
-    key = (id(provider), hosts)
-    found: Provider = _remembered(key, provider, lambda: evolve(provider, hosts=tuple(provider.hosts) + hosts))
-    return found
-
-
-def _with_rules_of(policy: RetryPolicy, provider: Provider) -> RetryPolicy:
-    key, alive = (id(policy), id(provider)), (policy, provider)
-    found: RetryPolicy = _remembered(key, alive, lambda: evolve(policy, rules=policy.rules + provider.rules))
-    return found
-
-
-def _remembered(key: tuple[object, ...], alive: object, make: Callable[[], Any]) -> Any:
-    """`alive` is what the ids in the key belong to: as long as it is kept, no other object gets them."""
-    known = _together.get(key)
-    if known is None:
-        if len(_together) >= _MOST:
-            _together.clear()
-        known = _together[key] = (alive, make())
-    return known[1]
-
-
-_MOST = 256
+    return at_hosts(provider, tuple(hosts)) if hosts else provider
 
 
 def _ledger(given: Ledger | str | None) -> Ledger | None:

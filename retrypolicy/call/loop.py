@@ -6,6 +6,7 @@ final decision. There is no other retry loop in this library.
 
 from __future__ import annotations
 
+from retrypolicy.call import spending
 from retrypolicy.call.commands import ATTEMPT, Steps, Wait
 from retrypolicy.call.guarded import Guarded
 from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of, understand
@@ -32,7 +33,7 @@ class Call(Guarded):
         if engine.listeners:
             self.tell(CallStarted)
         if policy.budget is not None:
-            engine.opened(self)
+            spending.opened(self)
         while True:
             self.attempts += 1
             self._unrecorded += 1
@@ -76,7 +77,7 @@ class Call(Guarded):
         elif self._records and self._key_is_forgotten():
             reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
         elif self.policy.breaker is not None:
-            wait = self.engine.breaker_wait(self)
+            wait = spending.breaker_wait(self)
             if wait is not None:
                 reason = Reason.CIRCUIT_OPEN
                 refusal = CircuitOpen(
@@ -110,7 +111,7 @@ class Call(Guarded):
         decision = judge(policy, self, outcome, said, effect, now, engine.random())
         self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
         if policy.budget is not None or policy.breaker is not None:
-            decision = engine.account(self, outcome, effect, decision)
+            decision = spending.account(self, outcome, decision)
         if type(decision) is not Stop:
             if engine.mode == "observe":
                 self.tell(Observed, action=_action(decision), reason=decision.reason)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from retrypolicy import engine
+from retrypolicy import driving, engine
 from retrypolicy.call import Call
 from retrypolicy.errors import PolicyError
 from retrypolicy.outcome import Report
@@ -37,12 +37,12 @@ def capped(seconds: float = 0.0) -> Iterator[None]:
     given: object = seconds
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
         raise PolicyError.of("capped.seconds", given, "a number >= 0")
-    before = engine.longest_sleep
-    engine.longest_sleep = given
+    before = driving.longest_sleep
+    driving.longest_sleep = given
     try:
         yield
     finally:
-        engine.longest_sleep = before
+        driving.longest_sleep = before
 
 
 class Reports(Sequence[Report]):
@@ -73,9 +73,9 @@ class Reports(Sequence[Report]):
 @contextlib.contextmanager
 def watched() -> Iterator[Reports]:
     """Inside, the report on every call of this process is collected, whichever engine or adapter makes it."""
-    reports, before = Reports(), engine.watchers
-    engine.watchers = (*before, reports.add)
+    reports, before = Reports(), driving.watchers
+    driving.watchers = (*before, reports.add)
     try:
         yield reports
     finally:
-        engine.watchers = before
+        driving.watchers = before
