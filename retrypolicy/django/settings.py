@@ -8,6 +8,7 @@ RETRYPOLICY = {
     "KEYS": "random",                   # for messages without a key: "random", or "content"
     "RELEASE_AFTER": {"sparkpost": 60}, # minutes without an event after which a held message counts as not sent
     "FAILOVER": [...],                  # backends for retrypolicy.anymail.failover, in order
+    "DJANGO_MAILER": "...",             # the backend through which retrypolicy.queues.django_mailer sends
 }
 """
 
@@ -27,7 +28,7 @@ from retrypolicy.guard.key import Secret
 from retrypolicy.guard.opening import ledger_from_environment
 from retrypolicy.policy import PRESETS, WEB, RetryPolicy
 
-KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER")
+KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER", "DJANGO_MAILER")
 
 
 def setting(name: str) -> Any:

@@ -117,9 +117,9 @@ def next_step(
         case SendHeld():
             return _held(refusal, found, now, age, end)
         case errors.SendDeferred() | errors.CircuitOpen():
-            return _again(of, now, refusal.retry_at or now + _patience(age, SOON), end)
+            return _again(of, now, refusal.retry_at or now + patience(age, SOON), end)
         case errors.LedgerUnavailable():
-            return _again(of, now, now + _patience(age, SOON), end)
+            return _again(of, now, now + patience(age, SOON), end)
     if refusal is not None or found is None:
         return GiveUp(error=_fit(of))
     if found.reason in _DEFERRED and found.retry_at is not None:
@@ -127,7 +127,7 @@ def next_step(
     if found.held:
         return _held(of, found, now, age, end)
     if found.reason in _CUT_SHORT and (found.effect is Effect.NOT_APPLIED or found.key_digest is not None):
-        return _again(of, now, now + _patience(age, SOON), end)
+        return _again(of, now, now + patience(age, SOON), end)
     return GiveUp(error=_fit(of))
 
 
@@ -161,7 +161,7 @@ def _of_key(key: str, ledger: Ledger, secret: Any, policy: RetryPolicy, since: f
 def _held(of: object, found: Report | None, now: float, age: float, end: float | None) -> Step:
     if end is not None and now >= end:
         return GiveUp(error=_as_held(of, found))
-    when = max(now + _patience(age, HELD_LOOK), getattr(of, "retry_at", None) or 0.0)
+    when = max(now + patience(age, HELD_LOOK), getattr(of, "retry_at", None) or 0.0)
     return Held(when=when if end is None else min(when, end))
 
 
@@ -185,7 +185,8 @@ def _over(record: Record) -> Exception:
     return errors.DeadlineExceeded("the call's lifetime is over; it was not sent", key_digest=record.key.hex())
 
 
-def _patience(age: float, limits: tuple[float, float]) -> float:
+def patience(age: float, limits: tuple[float, float]) -> float:
+    """Seconds until a job is looked at again: as long again as it has waited, between these limits."""
     return min(max(age, limits[0]), limits[1])
 
 
