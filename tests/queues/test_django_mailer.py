@@ -17,6 +17,7 @@ import mailer as django_mailer
 import pytest
 from anymail.message import AnymailMessage
 from anymail.signals import post_send, pre_send
+from django.contrib import admin
 from django.core.checks import run_checks
 from django.core.checks.registry import registry
 from django.core.mail import EmailMessage
@@ -54,7 +55,9 @@ def apps() -> Iterator[None]:
         from retrypolicy.queues.django_mailer.checks import check
 
         call_command("migrate", verbosity=0)
+        models = {model for model in admin.site._registry if model._meta.app_label == "mailer"}
         yield
+    admin.site.unregister(models)
     registry.registered_checks.discard(check)
 
 
