@@ -23,7 +23,7 @@ from retrypolicy.guard.ledger import Take, Taken
 from retrypolicy.guard.operation import operation
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.queues.names import ledger_named, policy_named, secret
-from retrypolicy.queues.step import GiveUp, Settled, next_step, slim
+from retrypolicy.step import GiveUp, Settled, next_step, slim
 
 if TYPE_CHECKING:
     from retrypolicy.queues.celery_checks import Problem as Problem

@@ -16,7 +16,7 @@ import requests
 
 from retrypolicy import Constant, Exponential, Guard, RetryPolicy
 from retrypolicy.guard import open_ledger
-from retrypolicy.queues import step
+from retrypolicy import step
 from retrypolicy.queues.celery import PolicyTask
 from retrypolicy.requests import mount
 

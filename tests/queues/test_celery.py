@@ -20,7 +20,7 @@ from celery.result import AsyncResult
 from retrypolicy import Constant, Guard, RetryPolicy, operation
 from retrypolicy.errors import AlreadyDone, ConfigurationError, SendDeferred, SendFailed, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase, Record
-from retrypolicy.queues import step
+from retrypolicy import step
 from retrypolicy.queues.celery import HEADER, PolicyTask, check_app, tells_redelivery, with_policy
 from retrypolicy.requests import mount
 from retrypolicy.testing import Answer, Close, FaultServer
