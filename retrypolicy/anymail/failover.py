@@ -21,8 +21,8 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.utils.module_loading import import_string
 
 from retrypolicy.anymail.messages import MessageMixin, changed
-from retrypolicy.anymail.naming import name_of
 from retrypolicy.django import settings
+from retrypolicy.django.naming import name_of
 from retrypolicy.errors import CallRefused, CircuitOpen, ConfigurationError, LedgerUnavailable
 from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Phase

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 
 from retrypolicy.anymail.errors import as_anymail_error
-from retrypolicy.anymail.naming import Name, name_of, public_headers, settle
 from retrypolicy.django import settings
 from retrypolicy.django.keys import METADATA
+from retrypolicy.django.naming import Name, name_of, public_headers, settle
 from retrypolicy.engine import Engine
 from retrypolicy.errors import CallRefused, KeyReused
 from retrypolicy.guard.operation import operation

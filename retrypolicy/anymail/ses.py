@@ -16,8 +16,8 @@ from botocore import exceptions
 from botocore.client import Config
 
 from retrypolicy.anymail.messages import MessageMixin
-from retrypolicy.anymail.naming import content
 from retrypolicy.call import Call, Replay
+from retrypolicy.django.naming import content
 from retrypolicy.engine import Engine
 from retrypolicy.errors import CallRefused
 from retrypolicy.outcome import Answered, Failed, Outcome, Stage

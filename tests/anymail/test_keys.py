@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from retrypolicy import WORKER, Effect, Reason, operation, report
 from retrypolicy.anymail import KEY_HEADER
-from retrypolicy.anymail.naming import content, name_of
 from retrypolicy.django.keys import normal_key
+from retrypolicy.django.naming import content, name_of
 from retrypolicy.errors import AlreadyDone, ConfigurationError, DeadlineExceeded, KeyReused, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.guard.key import Secret, find

@@ -14,9 +14,8 @@ from typing import Any
 import celery
 import requests
 
-from retrypolicy import Constant, Exponential, Guard, RetryPolicy
+from retrypolicy import Constant, Exponential, Guard, RetryPolicy, step
 from retrypolicy.guard import open_ledger
-from retrypolicy import step
 from retrypolicy.queues.celery import PolicyTask
 from retrypolicy.requests import mount
 

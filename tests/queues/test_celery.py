@@ -17,10 +17,9 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.contrib.testing.worker import start_worker
 from celery.result import AsyncResult
 
-from retrypolicy import Constant, Guard, RetryPolicy, operation
+from retrypolicy import Constant, Guard, RetryPolicy, operation, step
 from retrypolicy.errors import AlreadyDone, ConfigurationError, SendDeferred, SendFailed, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase, Record
-from retrypolicy import step
 from retrypolicy.queues.celery import HEADER, PolicyTask, check_app, tells_redelivery, with_policy
 from retrypolicy.requests import mount
 from retrypolicy.testing import Answer, Close, FaultServer
