@@ -23,8 +23,8 @@ from retrypolicy.errors import CallRefused, RetryPolicyError
 from retrypolicy.queues.django_mailer.backends import EmailBackend
 from retrypolicy.queues.django_mailer.models import Deferral
 from retrypolicy.queues.django_mailer.stamp import Unreadable, is_stamped, readable, stamp
-from retrypolicy.queues.step import SOON, GiveUp, Held, RetryAt, Settled, Step, Wait, next_step, patience, slim
 from retrypolicy.reports import report
+from retrypolicy.step import SOON, GiveUp, Held, RetryAt, Settled, Step, Wait, next_step, patience, slim
 
 clock: Clock = SystemClock()
 logger = logging.getLogger("retrypolicy")

@@ -10,7 +10,7 @@ from django.core.mail import make_msgid
 from django.core.mail.utils import DNS_NAME
 from mailer.models import Message, get_message_id
 
-from retrypolicy.anymail.naming import KEY_HEADER, name_of, settle
+from retrypolicy.django.naming import KEY_HEADER, name_of, settle
 from retrypolicy.errors import RetryPolicyError
 
 if TYPE_CHECKING:
