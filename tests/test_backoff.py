@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from urllib3.util.retry import RequestHistory, Retry
 
-from retrypolicy.backoff import Backoff, Constant, Decorrelated, Exponential, Jitter, Linear
+from retrypolicy.backoff import Backoff, Constant, Decorrelated, Exponential, Jitter, Linear, Urllib3Backoff
 from retrypolicy.errors import PolicyError
 
 seconds = st.floats(0, 1e6)
@@ -20,7 +21,7 @@ randoms = st.floats(0, 1, exclude_max=True)
 retries = st.integers(1, 10**6)
 bases_and_caps = st.tuples(seconds, seconds).map(sorted)
 
-Known = Constant | Linear | Exponential | Decorrelated
+Known = Constant | Linear | Exponential | Decorrelated | Urllib3Backoff
 backoffs: st.SearchStrategy[Known] = st.one_of(
     st.builds(Constant, seconds=seconds, jitter=jitters),
     st.builds(lambda b, s, j: Linear(base=b[0], cap=b[1], step=s, jitter=j), bases_and_caps, seconds, jitters),
@@ -31,6 +32,7 @@ backoffs: st.SearchStrategy[Known] = st.one_of(
         jitters,
     ),
     st.builds(lambda b: Decorrelated(base=b[0], cap=b[1]), bases_and_caps),
+    st.builds(Urllib3Backoff, factor=seconds, cap=seconds, jitter=seconds),
 )
 
 
@@ -66,6 +68,7 @@ def test_a_delay_is_linear_in_random(
     def delay(random: float) -> float:
         return backoff.delay(retry, previous, random)
 
+    assume(not isinstance(backoff, Urllib3Backoff))  # its jitter is cut off by the cap
     mixed = share * one + (1 - share) * other
     assume(mixed < 1)
     assert delay(mixed) == pytest.approx(share * delay(one) + (1 - share) * delay(other), rel=1e-9, abs=1e-9)
@@ -115,7 +118,24 @@ def test_ranges_of_the_jitters() -> None:
     """Full: U(0, d). Equal: d/2 + U(0, d/2). Proportional: d * U(0.8, 1.2), above the cap too (gRPC A6)."""
     ranges = {"none": (8, 8), "full": (0, 8), "equal": (4, 8), "proportional": (6.4, 9.6)}
     for jitter, bounds in ranges.items():
-        assert Exponential(base=8, cap=8, jitter=jitter).bounds(3) == pytest.approx(bounds)  # type: ignore[arg-type] # str from a dict
+        given: Any = {"jitter": jitter}
+        for backoff in (
+            Exponential(base=8, cap=8, **given),
+            Linear(base=8, cap=8, **given),
+            Constant(seconds=8, **given),
+        ):
+            assert backoff.bounds(3) == pytest.approx(bounds)
+            assert backoff.delay(3, None, 0.5) == pytest.approx(sum(bounds) / 2)
+
+
+@given(seconds, seconds, st.integers(1, 1000))
+def test_urllib3s_waits(factor: float, cap: float, retry: int) -> None:
+    """As `Retry.get_backoff_time` of urllib3 itself; a jitter is added to them before the cap."""
+    failed = RequestHistory("GET", "/", OSError(), None, None)
+    theirs = Retry(backoff_factor=factor, backoff_max=cap, history=(failed,) * retry).get_backoff_time()
+    assert Urllib3Backoff(factor=factor, cap=cap).bounds(retry) == (theirs, theirs)
+    low, high = Urllib3Backoff(factor=factor, cap=cap, jitter=3.0).bounds(retry)
+    assert (low, high) == (theirs, theirs if retry == 1 else min(cap, theirs + 3.0))
 
 
 def test_mean_total_of_full_equal_and_proportional_jitter() -> None:
@@ -167,6 +187,7 @@ def test_range_of_decorrelated_jitter() -> None:
         Exponential(base=1, factor=3, cap=7, jitter="none"),
         Exponential(base=1, factor=10**9, cap=7, jitter="none"),
         Linear(base=1, step=1e6, cap=7, jitter="none"),
+        Urllib3Backoff(factor=1, cap=7),
     ],
 )
 def test_a_millionth_retry_waits_as_long_as_the_cap(backoff: Backoff) -> None:
@@ -207,5 +228,6 @@ def test_bad_values_are_named(build: Any, fields: dict[str, Any], name: str) -> 
     with pytest.raises(PolicyError) as caught:
         build(**fields)
     assert caught.value.field == name
+    assert caught.value.value is fields[name.rpartition(".")[2]]
     assert caught.value.allowed
     assert repr(caught.value.value) in str(caught.value)
