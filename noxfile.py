@@ -135,7 +135,8 @@ def fire(session: nox.Session) -> None:
     """Senders, stores and workers killed at random: 10,000 sends through each store, 1,000 through each queue."""
     session.install("-e", ".", *group("test"), django(OURS))
     figures = {"FIRE_SENDS": "10000", "QUEUE_SENDS": "1000"}
-    session.run("pytest", "-q", "-s", "tests/fire", "tests/queues/test_celery_fire.py", *session.posargs, env=figures)
+    queues = sorted(str(path) for path in Path("tests/queues").glob("test_*_fire.py"))
+    session.run("pytest", "-q", "-s", "tests/fire", *queues, *session.posargs, env=figures)
 
 
 @nox.session(python=NEWEST)

@@ -24,7 +24,7 @@ HERE = "retrypolicy.queues.django_mailer"
 
 
 def configure() -> None:
-    esp, stock = SHOP["esp"], SHOP["stock"]
+    stock = SHOP["stock"]
     apps = [] if stock else ["retrypolicy.django", "retrypolicy.anymail", HERE]
     ours = {
         "EMAIL_BACKEND": f"{HERE}.DbBackend",
@@ -33,7 +33,7 @@ def configure() -> None:
     }
     theirs = {
         "EMAIL_BACKEND": "mailer.backend.DbBackend",
-        "MAILER_EMAIL_BACKEND": f"anymail.backends.{esp}.EmailBackend",
+        "MAILER_EMAIL_BACKEND": "anymail.backends.postmark.EmailBackend",
     }
     settings.configure(
         **(theirs if stock else ours),
@@ -42,15 +42,15 @@ def configure() -> None:
         SECRET_KEY="a key for tests only",
         USE_TZ=True,
         ANYMAIL={
-            f"{esp.upper()}_{'SERVER_TOKEN' if esp == 'postmark' else 'API_KEY'}": "secret",
-            f"{esp.upper()}_API_URL": SHOP["server"],
+            "POSTMARK_SERVER_TOKEN": "secret",
+            "POSTMARK_API_URL": SHOP["server"],
             "REQUESTS_TIMEOUT": 10,
         },
         MAILER_LOCK_PATH=str(Path(SHOP["place"], "send_mail")),
         RETRYPOLICY={
             "LEDGER": "default",
             "DJANGO_MAILER": {
-                "BACKEND": f"retrypolicy.anymail.backends.{esp}.EmailBackend",
+                "BACKEND": "retrypolicy.anymail.backends.postmark.EmailBackend",
                 "OPTIONS": {"retry_policy": "quick"},
             },
             "POLICIES": {
@@ -68,13 +68,13 @@ def configure() -> None:
     )
     django.setup()
     # What each child would import is there before.
-    import_module(f"anymail.backends.{esp}" if stock else f"retrypolicy.anymail.backends.{esp}")
+    import_module("anymail.backends.postmark" if stock else "retrypolicy.anymail.backends.postmark")
     import_module("mailer.engine" if stock else f"{HERE}.handler")
     if not stock:
-        from retrypolicy.queues import step
+        from retrypolicy import step
         from retrypolicy.queues.django_mailer import lock
 
-        lock.GRACE = 0.0
+        lock.GRACE = SHOP["grace"]
         step.HELD_LOOK = (SHOP["look"], 3600.0)
 
 
@@ -118,6 +118,8 @@ def do(command: str, *arguments: Any) -> Any:
 
     if command == "queue":
         made = [EmailMessage(subject, "Hello", "shop@example.com", ["ann@example.com"]) for subject in arguments]
+        for message in made:
+            message.retry_label = message.subject
         return get_connection().send_messages(made)
     if command == "rows":
         return [[row.subject, row.priority] for row in Message.objects.order_by("pk")]
