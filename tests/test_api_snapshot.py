@@ -24,6 +24,8 @@ MODULES = [
     "retrypolicy.anymail",
     "retrypolicy.testing",
 ]
+INNER = ["retrypolicy.driving"]
+"""Modules whose classes nobody imports, but whose members users call on the public ones."""
 
 
 def shown(value: object) -> str:
@@ -62,7 +64,7 @@ def signature(value: object) -> str:
 
 
 def described(name: str, value: object) -> Iterator[str]:
-    """The lines for one public name: itself, and the members of a class that are its own."""
+    """The lines for one public name: itself, and the members of a class that are its own, or come from hidden bases."""
     if not inspect.isclass(value):
         yield f"{name}{signature(value)}" if callable(value) else f"{name} = {shown(value)}"
         return
@@ -72,7 +74,11 @@ def described(name: str, value: object) -> Iterator[str]:
     bases = [base.__name__ for base in value.__bases__ if base is not object]
     yield f"class {name}{signature(value)}" + (f" is {', '.join(bases)}" if bases else "")
     fields = {field.name for field in getattr(value, "__attrs_attrs__", ())}  # in the signature already
-    for member, found in sorted(vars(value).items()):
+    members = {**vars(value)}
+    for base in value.__mro__[1:]:
+        if base.__module__ in INNER:
+            members = {**vars(base), **members}
+    for member, found in sorted(members.items()):
         if not member.startswith("_") and member not in fields:
             plain = found.__func__ if isinstance(found, classmethod | staticmethod) else found
             yield f"    {member}{signature(plain) if inspect.isroutine(plain) else ''}"
