@@ -18,11 +18,13 @@ from retrypolicy.outcome import (
     Decision,
     Defer,
     Effect,
+    Failed,
     Outcome,
     Reason,
     Retry,
     Stop,
     interrupts,
+    retry_after,
 )
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Meaning, meaning, standard
@@ -92,6 +94,10 @@ class Known(Protocol):
 
 _SUCCESS = Stop(reason=Reason.SUCCESS)
 
+# For what every attempt asks: on Python 3.11 the members of an enumeration are properties, and slow.
+_NOT_APPLIED, _UNKNOWN, _APPLIED = Effect
+_IDEMPOTENT, _KEYED = Reason.IDEMPOTENT, Reason.KEYED
+
 
 def decide(
     policy: RetryPolicy,
@@ -138,14 +144,17 @@ def judge(
 ) -> Decision:
     """`decide()` for a caller who already knows what the outcome means, and the `call_effect` that it has."""
     body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
-    if said.effect is Effect.APPLIED and not body_lost and said.retry is not True:
+    if said.effect is _APPLIED and not body_lost and said.retry is not True:
         return _SUCCESS
-    no = _not_retryable(policy, history, outcome, said, body_lost)
+    if isinstance(outcome, Answered):
+        no = _no_answer_to_retry(policy, outcome, said, body_lost)
+    else:
+        no = _no_failure_to_retry(policy, history, outcome, said)
     if no is not None:
         return Stop(reason=no)
     safe, why = _safety(policy, history, outcome, effect, now)
     if not safe:
-        return _SUCCESS if said.effect is Effect.APPLIED and not body_lost else Stop(reason=why)
+        return _SUCCESS if said.effect is _APPLIED and not body_lost else Stop(reason=why)
     if not history.replayable:
         return Stop(reason=Reason.BODY_NOT_REPLAYABLE)
     if history.attempts >= policy.max_attempts:
@@ -167,7 +176,7 @@ def judge(
         end = _end(policy, history, now)
         if end is not None and due >= end:
             return Stop(reason=Reason.LIFETIME_OVER)
-    if why is Reason.KEYED and history.key_until is not None and due >= history.key_until:
+    if why is _KEYED and history.key_until is not None and due >= history.key_until:
         return Stop(reason=Reason.UNSAFE)  # by then the provider may have forgotten the key
     if delay > policy.max_wait:
         return Defer(until=due, reason=Reason.WAIT_TOO_LONG)
@@ -175,13 +184,7 @@ def judge(
         return Defer(until=due, reason=Reason.RUN_OVER)
     if not permit:
         return Stop(reason=Reason.BUDGET_EXHAUSTED)
-    retry: Retry = _new(Retry)  # as its constructor makes it, in half the time
-    _set(retry, "delay", delay)
-    _set(retry, "reason", why)
-    return retry
-
-
-_new, _set = object.__new__, object.__setattr__
+    return retry_after(delay, why)
 
 
 def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
@@ -196,22 +199,22 @@ def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
 
 def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
     """A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure)."""
-    if effect is Effect.NOT_APPLIED and tainted and not sure:
-        return Effect.UNKNOWN
+    if effect is _NOT_APPLIED and tainted and not sure:
+        return _UNKNOWN
     return effect
 
 
-def _not_retryable(
-    policy: RetryPolicy, history: Known, outcome: Outcome, said: Meaning, body_lost: bool
-) -> Reason | None:
-    if not isinstance(outcome, Answered):
-        if interrupts(outcome.error):
-            return Reason.INTERRUPTED
-        if policy.limits is not None and outcome.counter is not None:
-            return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
-        if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:
-            return Reason.PERMANENT
-        return Reason.NOT_RETRYABLE if said.retry is False else None
+def _no_failure_to_retry(policy: RetryPolicy, history: Known, outcome: Failed, said: Meaning) -> Reason | None:
+    if interrupts(outcome.error):
+        return Reason.INTERRUPTED
+    if policy.limits is not None and outcome.counter is not None:
+        return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
+    if outcome.retry_limit is not None and history.streak >= outcome.retry_limit:
+        return Reason.PERMANENT
+    return Reason.NOT_RETRYABLE if said.retry is False else None
+
+
+def _no_answer_to_retry(policy: RetryPolicy, outcome: Answered, said: Meaning, body_lost: bool) -> Reason | None:
     if outcome.body_error is not None:
         if interrupts(outcome.body_error):
             return Reason.INTERRUPTED
@@ -231,17 +234,17 @@ def _not_retryable(
 
 def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, effect: Effect, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
-    nothing_sent = not isinstance(outcome, Answered) and outcome.stage in NOTHING_SENT
+    nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
     allowed = policy.allowed_methods is None or history.method in policy.allowed_methods
     if not allowed and (not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")):
         return False, Reason.METHOD_NOT_ALLOWED
-    if effect is Effect.NOT_APPLIED:
+    if effect is _NOT_APPLIED:
         return True, Reason.NOT_SENT if nothing_sent else Reason.NOT_APPLIED
     if history.method in policy.idempotent_methods:
         # A repeat that only somebody's own list calls idempotent is named for what it is.
-        return True, Reason.IDEMPOTENT if history.method in IDEMPOTENT else Reason.ACCEPTED_RISK
+        return True, _IDEMPOTENT if history.method in IDEMPOTENT else Reason.ACCEPTED_RISK
     if history.key_until is not None and now < history.key_until:
-        return True, Reason.KEYED
+        return True, _KEYED
     if history.accepts_duplicates:
         return True, Reason.ACCEPTED_RISK
     return False, Reason.UNSAFE

@@ -288,12 +288,7 @@ class Engine(Driver):
         """
         if self.mode == "off":
             return fn(*args)
-        work = Work(self, fn, args, on, idempotent, classify)
-        try:
-            self.drive(work.call, work.attempt)
-        except (Replay, CallRefused) as refusal:
-            raise work.refused(refusal) from None
-        return work.finish()  # type: ignore[no-any-return]  # what fn returned
+        return self._done(Work(self, fn, args, {}, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
 
     async def run_async(
         self,
@@ -306,12 +301,21 @@ class Engine(Driver):
         """`run` for a coroutine function, under asyncio or trio."""
         if self.mode == "off":
             return await fn(*args)
-        work = Work(self, fn, args, on, idempotent, classify)
+        return await self._done_async(Work(self, fn, args, {}, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
+
+    def _done(self, work: Work) -> Any:
+        try:
+            self.drive(work.call, work.attempt)
+        except (Replay, CallRefused) as refusal:
+            raise work.refused(refusal) from None
+        return work.finish()
+
+    async def _done_async(self, work: Work) -> Any:
         try:
             await self.drive_async(work.call, work.attempt_async)
         except (Replay, CallRefused) as refusal:
             raise work.refused(refusal) from None
-        return work.finish()  # type: ignore[no-any-return]  # what fn returned
+        return work.finish()
 
     def attempts(
         self,
@@ -337,18 +341,21 @@ class Engine(Driver):
         """`run` (or `run_async`, for a coroutine function) as a decorator. `on` must be said."""
 
         def decorate(fn: Callable[P, T]) -> Callable[P, T]:
-            options: dict[str, Any] = {"on": on, "idempotent": idempotent, "classify": classify}
             if inspect.iscoroutinefunction(fn):
 
                 @functools.wraps(fn)
                 async def again_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                    return await self.run_async(functools.partial(fn, *args, **kwargs), **options)
+                    if self.mode == "off":
+                        return await fn(*args, **kwargs)
+                    return await self._done_async(Work(self, fn, args, kwargs, on, idempotent, classify))
 
                 return again_async  # type: ignore[return-value]  # the same coroutine function, to its callers
 
             @functools.wraps(fn)
             def again(*args: P.args, **kwargs: P.kwargs) -> T:
-                return self.run(functools.partial(fn, *args, **kwargs), **options)
+                if self.mode == "off":
+                    return fn(*args, **kwargs)
+                return self._done(Work(self, fn, args, kwargs, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
 
             return again
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from retrypolicy import plugins
 from retrypolicy.call import ATTEMPT, Call, Command, Perform, Replay, Steps
 from retrypolicy.errors import CallRefused
-from retrypolicy.outcome import Answered, Effect, Failed, Outcome, interrupts
+from retrypolicy.outcome import Answered, Effect, Outcome, interrupts, unobserved
 from retrypolicy.reports import attach
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ class Work:
         engine: Engine,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
         on: type[Exception] | tuple[type[Exception], ...],
         idempotent: bool,
         classify: Classify | str | None,
     ) -> None:
-        self.fn, self.args, self.on = fn, args, on
+        self.fn, self.args, self.kwargs, self.on = fn, args, kwargs, on
         self.classify: Classify | None = _classifier(classify) if isinstance(classify, str) else classify
         self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
         self.result: Any = None
@@ -44,13 +45,13 @@ class Work:
 
     def attempt(self, call: Call) -> Outcome:
         try:
-            return self.returned(self.fn(*self.args))
+            return self.returned(self.fn(*self.args, **self.kwargs))
         except BaseException as error:
             return self.raised(error)
 
     async def attempt_async(self, call: Call) -> Outcome:
         try:
-            return self.returned(await self.fn(*self.args))
+            return self.returned(await self.fn(*self.args, **self.kwargs))
         except BaseException as error:
             return self.raised(error)
 
@@ -60,7 +61,7 @@ class Work:
 
     def raised(self, error: BaseException) -> Outcome:
         self.error = error
-        failed = Failed(error=error, retry_limit=None if isinstance(error, self.on) else 0)
+        failed = unobserved(error, None if isinstance(error, self.on) else 0)
         if self.classify is None or interrupts(error):
             return failed
         return _outcome(self.classify(error), failed)
@@ -118,7 +119,7 @@ class Attempts:
 
         block.__module__, _, block.__qualname__ = name.rpartition(".")
         self.engine = engine
-        self.work = Work(engine, block, (), on, idempotent, classify)
+        self.work = Work(engine, block, (), {}, on, idempotent, classify)
         self.steps: Steps | None = None
         self.command: Command | None = None  # what the steps asked for last
         self.over = False

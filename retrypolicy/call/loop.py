@@ -16,6 +16,10 @@ from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason
 from retrypolicy.rules import Meaning
 
 
+# On Python 3.11 the members of an enumeration are properties, and slow.
+_NOT_APPLIED, _, _APPLIED = Effect
+
+
 class Call(Guarded):
     """One run of a call. Made by an engine for each logical request; never shared between threads."""
 
@@ -26,22 +30,24 @@ class Call(Guarded):
         """
         engine, policy = self.engine, self.policy
         monotonic = engine.clock.monotonic
+        listened = bool(engine.listeners)
+        gated = self.not_after is not None or policy.breaker is not None or self.honoured
         if self._end is None:
             self._started = monotonic()
             if policy.total_timeout is not None:
                 self._end = self._started + policy.total_timeout
-        if engine.listeners:
+        if listened:
             self.tell(CallStarted)
         if policy.budget is not None:
             spending.opened(self)
         while True:
             self.attempts += 1
             self._unrecorded += 1
-            if self.not_after is not None or policy.breaker is not None or self.honoured:
+            if gated:
                 stop = self._before()
                 if stop is not None:
                     return self._ended(stop)
-            if engine.listeners:
+            if listened:
                 self.tell(AttemptStarted, number=self.attempts)
             began = self.began = monotonic()
             if self._end is not None or policy.attempt_timeout is not None:
@@ -60,7 +66,7 @@ class Call(Guarded):
                 return self._ended(decision)
             if self.let_go is not None:
                 self.let_go()
-            if engine.listeners or heard(Waiting):
+            if listened or heard(Waiting):
                 self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
             if decision.delay > 0 or engine.stopping:
                 woken = yield Wait(decision.delay)
@@ -130,9 +136,9 @@ class Call(Guarded):
         else:
             error, stage = type(outcome.error), outcome.stage
         self._records.append((self.attempts, status, error, stage, outcome.reused, own, decision, elapsed))
-        if self._effect is not Effect.APPLIED:  # applied stays applied, whatever a repeat for the lost body met
+        if self._effect is not _APPLIED:  # applied stays applied, whatever a repeat for the lost body met
             self._effect = effect
-        self.tainted = effect is not Effect.NOT_APPLIED
+        self.tainted = effect is not _NOT_APPLIED
         if type(decision) is Retry:
             self.previous = decision.delay
             if self.policy.limits is not None:
