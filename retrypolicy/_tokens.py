@@ -79,21 +79,23 @@ class Bucket:
         return self._level >= self._capacity
 
     def add(self, amount: int) -> None:
-        self._change(self.level(), amount)
+        level = self.level()
+        self._refilled(level)
+        self._level = max(0, min(self._capacity, level + amount))
 
-    def _change(self, level: int, amount: int) -> None:
+    def _refilled(self, level: int) -> None:
         if self._rate:
             # The part of a token's millionth that is short stays due, so that asking often loses nothing.
             full = level == self._capacity
             self._at = self._clock.monotonic() if full else self._at + (level - self._level) / self._rate
-        self._level = max(0, min(self._capacity, level + amount))
 
     def take(self, cost: int) -> bool:
         level = self.level()
-        enough = level >= cost
-        if enough:
-            self._change(level, -cost)
-        return enough
+        if level < cost:
+            return False
+        self._refilled(level)
+        self._level = level - cost
+        return True
 
     def put_right(self, level: int) -> None:
         """Believe somebody who knows better."""

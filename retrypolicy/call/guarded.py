@@ -38,6 +38,8 @@ _OVERHEAD = 30.0
 class Guarded(State):
     """A call under the guard's protocol (design section 6). None of this runs for a call without a ledger and a key."""
 
+    __slots__ = ()
+
     def arm(self) -> Generator[Command, Any, None]:
         """Put the key under this attempt, durably, before its first byte. Raises the guard's refusals."""
         if self._pending is not None:

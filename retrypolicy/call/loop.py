@@ -15,13 +15,14 @@ from retrypolicy.events import AttemptEnded, AttemptStarted, CallStarted, Decide
 from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason
 from retrypolicy.rules import Meaning
 
-
 # On Python 3.11 the members of an enumeration are properties, and slow.
 _NOT_APPLIED, _, _APPLIED = Effect
 
 
 class Call(Guarded):
     """One run of a call. Made by an engine for each logical request; never shared between threads."""
+
+    __slots__ = ()
 
     def steps(self) -> Steps:
         """The loop: asks for attempts, waits and ledger operations; returns the final decision.

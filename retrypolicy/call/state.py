@@ -25,41 +25,58 @@ if TYPE_CHECKING:
 class State:
     """The state of one run of a call. `judge` asks it as it would a `History`, which costs more to make."""
 
-    # Defaults on the class: most calls never change most of them, and a call must cost next to nothing.
-    generation = 1  # which outgoing key
-    attempts = 0  # over the whole call, as far as known
-    tainted = False  # an earlier attempt may have been applied
-    replayable = True  # the body can be sent again; kept true or false by the transport
-    deadline: float | None = None  # of the running attempt, on the monotonic clock
-    held = False
-    replayed = False
-    recorded: bool | None = None
-    retry_at: float | None = None
-    began = 0.0  # when the running attempt began, on the monotonic clock
-    sent: bytes | None = None  # the body that goes out, where the transport has it at hand
-    spending: BudgetState | None = None  # what was spent of the policy's budget on this host
-    let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
-    last_kind: Any = None  # of the last retry that the budget permitted
-    _over = False  # the listeners were told of its end
-    _reason = Reason.SUCCESS
-    _effect = Effect.NOT_APPLIED
-    _end: float | None = None
-    first_seen: float | None = None
-    _first_armed: float | None = None
-    previous: float | None = None
-    streak = 0
-    spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
-    _owner = b""
-    _fence = 0
-    _armed = False
-    _claimed = False
-    _checked = False
-    _in_the_way: tuple[Record, float] | None = None  # a record that lets no attempt through, and when that was so
-    _unrecorded = 0
-    _pending: Perform | None = None
-    _asked = False
-    _ask_again: float | None = None
-    _joining: float | None = None
+    __slots__ = (
+        "_armed",
+        "_ask_again",
+        "_asked",
+        "_checked",
+        "_claimed",
+        "_effect",
+        "_end",
+        "_fence",
+        "_first_armed",
+        "_in_the_way",
+        "_joining",
+        "_over",
+        "_owner",
+        "_pending",
+        "_reason",
+        "_records",
+        "_started",
+        "_unrecorded",
+        "attempts",
+        "began",
+        "cares",
+        "deadline",
+        "digest",
+        "engine",
+        "fingerprint",
+        "first_seen",
+        "generation",
+        "guarded",
+        "held",
+        "honoured",
+        "hooked",
+        "host",
+        "idempotent",
+        "key",
+        "last_kind",
+        "let_go",
+        "method",
+        "not_after",
+        "policy",
+        "previous",
+        "provider",
+        "recorded",
+        "replayable",
+        "replayed",
+        "retry_at",
+        "sent",
+        "spending",
+        "spent",
+        "streak",
+        "tainted",
+    )
 
     def __init__(
         self,
@@ -90,6 +107,42 @@ class State:
         self.guarded = key is not None and engine.ledger is not None
         self.idempotent = method in policy.idempotent_methods
         self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
+        self.generation = 1  # which outgoing key
+        self.attempts = 0  # over the whole call, as far as known
+        self.tainted = False  # an earlier attempt may have been applied
+        self.replayable = True  # the body can be sent again; kept true or false by the transport
+        self.deadline: float | None = None  # of the running attempt, on the monotonic clock
+        self.held = False
+        self.replayed = False
+        self.recorded: bool | None = None
+        self.retry_at: float | None = None
+        self.began = 0.0  # when the running attempt began, on the monotonic clock
+        self.sent: bytes | None = None  # the body that goes out, where the transport has it at hand
+        self.spending: BudgetState | None = None  # what was spent of the policy's budget on this host
+        self.let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
+        self.last_kind: Any = None  # of the last retry that the budget permitted
+        self._over = False  # the listeners were told of its end
+        self._reason = Reason.SUCCESS
+        self._effect = Effect.NOT_APPLIED
+        self._end: float | None = None
+        self.first_seen: float | None = None
+        self._first_armed: float | None = None
+        self.previous: float | None = None
+        self.streak = 0
+        self.spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
+        self._owner = b""
+        self._fence = 0
+        self._armed = False
+        self._claimed = False
+        self._checked = False
+        self._in_the_way: tuple[Record, float] | None = (
+            None  # a record that lets no attempt through, and when that was so
+        )
+        self._unrecorded = 0
+        self._pending: Perform | None = None
+        self._asked = False
+        self._ask_again: float | None = None
+        self._joining: float | None = None
         self._started = 0.0
         # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
         self._records: list[tuple[Any, ...]] = []
