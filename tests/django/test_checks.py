@@ -148,4 +148,5 @@ def test_checks_can_be_told_apart_by_their_tag() -> None:
 
     assert "retrypolicy" in registry.tags_available()
     names: list[Callable[..., Any]] = [check for check in registry.get_checks() if "retrypolicy" in check.tags]
-    assert len(names) == 6  # one each, though the apps were set up more than once
+    # One each, though the apps were set up more than once.
+    assert len(names) == len({(check.__module__, check.__name__) for check in names}) >= 6

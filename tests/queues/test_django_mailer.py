@@ -15,11 +15,11 @@ from typing import Any
 import django
 import mailer as django_mailer
 import pytest
+from anymail.exceptions import AnymailRecipientsRefused
 from anymail.message import AnymailMessage
 from anymail.signals import post_send, pre_send
 from django.contrib import admin
 from django.core.checks import run_checks
-from django.core.checks.registry import registry
 from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.db import connection as database
@@ -52,13 +52,10 @@ def apps() -> Iterator[None]:
     from django.conf import settings
 
     with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "mailer", HERE]):
-        from retrypolicy.queues.django_mailer.checks import check
-
         call_command("migrate", verbosity=0)
         models = {model for model in admin.site._registry if model._meta.app_label == "mailer"}
         yield
     admin.site.unregister(models)
-    registry.registered_checks.discard(check)
 
 
 class Queue:
@@ -158,6 +155,77 @@ INACTIVE = Answer(
 
 def later(seconds: float) -> Answer:
     return Answer(503, headers={"Retry-After": str(seconds)})
+
+
+# -- what stock django-mailer does, for the table in the docs
+
+
+@pytest.fixture
+def disk_full() -> Iterator[None]:
+    """A receiver of Anymail's that fails when the provider has the message already."""
+
+    def receiver(**kwargs: Any) -> None:
+        raise OSError("no space left for ann@example.com")
+
+    post_send.connect(receiver)
+    yield
+    post_send.disconnect(receiver)
+
+
+@pytest.fixture
+def stock(queue: Queue) -> Iterator[Queue]:
+    with override_settings(
+        EMAIL_BACKEND="mailer.backend.DbBackend",
+        MAILER_EMAIL_BACKEND="anymail.backends.postmark.EmailBackend",
+        MAILER_ERROR_HANDLER="mailer.engine.handle_delivery_exception",
+    ):
+        yield queue
+
+
+@pytest.mark.parametrize(
+    ("answers", "sent"),
+    [
+        ([Close("request"), OK], 2),  # an unknown outcome
+        ([REFUSED, REFUSED, REFUSED], 3),  # refused for good
+        ([later(3600), OK], 2),  # at once, whatever the server says
+    ],
+    ids=["unknown", "refused", "told to wait"],
+)
+def test_stock_sends_again(stock: Queue, answers: list[Any], sent: int) -> None:
+    message("one").send()
+    with stock.answers(*answers):
+        for _ in range(3):
+            stock.send()
+            call_command("retry_deferred")
+        assert stock.subjects == ["one"] * sent
+
+
+def test_stock_sends_again_after_a_receiver_failed(stock: Queue, disk_full: None) -> None:
+    message("one").send()
+    with stock.answers(OK):
+        for _ in range(2):
+            stock.send()
+            call_command("retry_deferred")
+        assert stock.subjects == ["one"] * 2
+
+
+def test_stock_stops_at_the_first_message_that_anymail_refuses(stock: Queue) -> None:
+    message("one").send()
+    message("two").send()
+    with stock.answers(INACTIVE, OK):
+        with pytest.raises(AnymailRecipientsRefused):
+            stock.send()
+        assert stock.subjects == ["one"]
+    assert len(stock.rows) == 2
+
+
+def test_stock_keeps_the_key_in_its_log(stock: Queue) -> None:
+    from mailer.models import MessageLog
+
+    message().send()
+    with stock.answers(OK):
+        stock.send()
+    assert SECRET.encode() in base64.b64decode(MessageLog.objects.get().message_data)
 
 
 # -- into the queue
@@ -427,18 +495,6 @@ def test_a_provider_that_is_away_for_a_day(queue: Queue) -> None:
 
 
 # -- what else may go wrong
-
-
-@pytest.fixture
-def disk_full() -> Iterator[None]:
-    """A receiver of Anymail's that fails when the provider has the message already."""
-
-    def receiver(**kwargs: Any) -> None:
-        raise OSError("no space left for ann@example.com")
-
-    post_send.connect(receiver)
-    yield
-    post_send.disconnect(receiver)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> str:
