@@ -45,6 +45,7 @@ from tests.requests.soundness import (
 
 # A tunnel that is reset at once leaves a TLS socket behind in CPython, with or without us.
 pytestmark = [
+    pytest.mark.table,
     pytest.mark.filterwarnings("ignore:.*unclosed <ssl", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.usefixtures("leaks_of_others"),
 ]

@@ -15,7 +15,7 @@ from tests.urllib3.wireclient import KINDS, LARGE, SMALL, attempt, pool
 
 N, S, A, B, H = Stage.NOT_CONNECTED, Stage.SENT, Stage.ANSWERING, Stage.BODY_UNFINISHED, Stage.HEAD_UNFINISHED
 
-pytestmark = pytest.mark.usefixtures("leaks_of_others")
+pytestmark = [pytest.mark.table, pytest.mark.usefixtures("leaks_of_others")]
 
 
 BODIES = {"small": SMALL, "large": LARGE}
