@@ -138,6 +138,10 @@ class SendFailed(RetryPolicyError):
         return self.report.attempts[-1].status if self.report is not None and self.report.attempts else None
 
 
+class NotPublished(SendFailed):
+    """A job was to come back later, and its queue could not be told so. What its call came to is in the ledger."""
+
+
 class DuplicateRisk(UserWarning):
     """A setting taken over from elsewhere would send a request again whose effect is unknown."""
 

@@ -1,4 +1,4 @@
-"""Real Celery workers in processes of their own, the server that they call, and what it counted."""
+"""Real workers in processes of their own, the server that they call, and what it counted."""
 
 from __future__ import annotations
 
@@ -34,20 +34,17 @@ def wait_for(true: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-class Field:
-    """A broker, a ledger, a server that counts, and the workers that were started."""
+class Site:
+    """A ledger, a server that counts, and the workers that were started. `shop` is what the workers know."""
 
-    def __init__(self, place: Path, broker: str, backend: str, **options: Any) -> None:
+    def __init__(self, place: Path) -> None:
         self.place, self.workers = place, list[subprocess.Popen[bytes]]()
         self.applied: Counter[tuple[str, str, int]] = Counter()
         self.pids: set[int] = set()
         self._lock = threading.Lock()
         self.answer: Callable[[dict[str, Any]], tuple[Any, bool]] = self.to_the_point
         self.server = FaultServer(self._step)
-        self.shop: dict[str, Any] = {"place": str(place), "broker": broker, "backend": backend, "options": options}
-        self.shop["ledger"] = f"sqlite:///{place}/sends.db"
-        self.app = celery.Celery("client", broker=broker, backend=backend, set_as_current=False)
-        self.app.conf.update(broker_transport_options=options)
+        self.shop: dict[str, Any] = {"place": str(place), "ledger": f"sqlite:///{place}/sends.db"}
 
     def __enter__(self) -> Self:
         self.server.__enter__()
@@ -59,7 +56,6 @@ class Field:
         for worker in self.workers:
             self.kill(worker)
         self.ledger.close()
-        self.app.close()
         self.server.__exit__(None, None, None)
 
     # -- the server
@@ -86,15 +82,18 @@ class Field:
 
     # -- workers
 
-    def start(self, concurrency: int, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "celery", "-A", "tests.queues.celery_shop", "worker", "-P", "prefork"]
-        command += ["-c", str(concurrency), "-l", "WARNING", "--without-gossip", "--without-mingle", *more]
+    @property
+    def environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        return {**os.environ, "SHOP": json.dumps(self.shop), "RETRYPOLICY_SECRET": SECRET, "PYTHONPATH": path}
+
+    def spawn(self, *module: str) -> subprocess.Popen[bytes]:
+        """`python -m` with this, in a session of its own."""
         with open(self.place / "worker.log", "ab") as log:
             worker = subprocess.Popen(
-                command,
+                [sys.executable, "-m", *module],
                 cwd=ROOT,
-                env={**os.environ, "SHOP": json.dumps(self.shop), "RETRYPOLICY_SECRET": SECRET, "PYTHONPATH": path},
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -124,3 +123,22 @@ class Field:
     @property
     def log(self) -> str:
         return (self.place / "worker.log").read_text()
+
+
+class Field(Site):
+    """A broker, and Celery's workers."""
+
+    def __init__(self, place: Path, broker: str, backend: str, **options: Any) -> None:
+        super().__init__(place)
+        self.shop |= {"broker": broker, "backend": backend, "options": options}
+        self.app = celery.Celery("client", broker=broker, backend=backend, set_as_current=False)
+        self.app.conf.update(broker_transport_options=options)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.app.close()
+
+    def start(self, concurrency: int, *more: str) -> subprocess.Popen[bytes]:
+        command = ["celery", "-A", "tests.queues.celery_shop", "worker", "-P", "prefork"]
+        command += ["-c", str(concurrency), "-l", "WARNING", "--without-gossip", "--without-mingle", *more]
+        return self.spawn(*command)
