@@ -28,8 +28,10 @@ if not settings.configured:
             "django.contrib.sessions",
             "django.contrib.messages",
             "anymail",
+            "django_tasks_db",
             "retrypolicy.django",
             "retrypolicy.anymail",
+            "retrypolicy.queues.django_tasks",
         ],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         MIDDLEWARE=[
@@ -50,6 +52,12 @@ if not settings.configured:
                 },
             }
         ],
+        TASKS={
+            "default": {"BACKEND": "retrypolicy.queues.django_tasks.DatabaseBackend"},
+            "stock": {"BACKEND": "django_tasks_db.DatabaseBackend"},
+            "immediate": {"BACKEND": "retrypolicy.queues.django_tasks.ImmediateBackend"},
+            "dummy": {"BACKEND": "retrypolicy.queues.django_tasks.DummyBackend"},
+        },
         SECRET_KEY="a key for tests only",
         DEFAULT_FROM_EMAIL="shop@example.com",
         USE_TZ=True,

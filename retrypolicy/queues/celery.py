@@ -16,7 +16,7 @@ from celery.app.task import Task
 from celery.exceptions import Ignore, Reject, Retry
 
 from retrypolicy.clock import Clock, SystemClock
-from retrypolicy.errors import ConfigurationError, LedgerUnavailable, SendDeferred, SendFailed
+from retrypolicy.errors import ConfigurationError, LedgerUnavailable, NotPublished, SendDeferred, SendFailed
 from retrypolicy.guard import Ledger
 from retrypolicy.guard.key import check_key, key_digest
 from retrypolicy.guard.ledger import Take, Taken
@@ -232,7 +232,7 @@ class _Job:
         )
         logger.error(said)
         rejected: Exception = Reject(said, requeue=True)
-        return rejected if late else SendFailed(said, error=type(error).__name__)
+        return rejected if late else NotPublished(said, error=type(error).__name__)
 
 
 class _Delivery:

@@ -123,6 +123,8 @@ def run(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 @pytest.mark.usefixtures("internet")
 def test_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if "from django.tasks import" in page.read_text(encoding="utf-8"):
+        pytest.importorskip("django.tasks")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         # Examples leave their sessions open, as short programs do.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,12 +20,25 @@ import celery
 
 from retrypolicy.guard import Ledger, Phase, open_ledger
 from retrypolicy.guard.key import Secret, key_digest
-from retrypolicy.testing import Answer, FaultServer, Stall
+from retrypolicy.testing import Answer, Close, FaultServer, Reset, Stall
 
 from .celery_shop import SECRET
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90.0
+SENDS = int(os.environ.get("QUEUE_SENDS", "24"))
+"""How many jobs a queue has to get through under fire."""
+
+_STEPS: list[tuple[float, Any, bool]] = [  # how often, what the server does, and whether it applied the request
+    (0.62, Answer(200), True),
+    (0.10, Answer(200, delay=0.1), True),
+    (0.06, Close("request"), True),
+    (0.02, Reset("request"), True),
+    (0.03, Answer(500), True),
+    (0.02, Close("request"), False),
+    (0.10, Answer(429, headers={"Retry-After": "0"}), False),
+    (0.05, Answer(503, headers={"Retry-After": "1"}), False),
+]
 
 
 def wait_for(true: Callable[[], object], what: str) -> None:
@@ -32,6 +46,20 @@ def wait_for(true: Callable[[], object], what: str) -> None:
     while not true():
         assert time.monotonic() < end, f"{what} took longer than {PATIENCE} s"
         time.sleep(0.05)
+
+
+def bad_hour(chance: random.Random) -> Callable[[dict[str, Any]], tuple[Any, bool]]:
+    """The answers of a server that has one."""
+
+    def answer(order: dict[str, Any]) -> tuple[Any, bool]:
+        ((step, applies),) = chance.choices([(s, a) for _, s, a in _STEPS], [w for w, _, _ in _STEPS])
+        return step, applies
+
+    return answer
+
+
+def key_of(number: int) -> str:
+    return f"order/{number}"
 
 
 class Site:
@@ -119,6 +147,21 @@ class Site:
 
     def stands_at(self, key: str, phase: Phase) -> bool:
         return self.phase(key) is phase
+
+    def count_up(self, story: str) -> list[int]:
+        """After the fire: nothing twice, nothing lost. Returns what is held."""
+        self.server.settle()
+        effects = [self.applied["ours", "no", n] for n in range(SENDS)]
+        held = [n for n in range(SENDS) if self.stands_at(key_of(n), Phase.HELD)]
+        twice = sum(effect > 1 for effect in effects)
+        lost = sum(effects[n] == 0 and n not in held for n in range(SENDS))
+        print(
+            f"\n{story}, {self.server.complete} requests: accepted once {effects.count(1)}, more than once {twice}, "
+            f"lost {lost}, held {len(held)} (of these accepted: {sum(effects[n] > 0 for n in held)})"
+        )
+        assert (twice, lost) == (0, 0)
+        assert effects.count(1) > SENDS / 2
+        return held
 
     @property
     def log(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from retrypolicy.queues.django_tasks.framework import StockDummyBackend, StockImmediateBackend
 from retrypolicy.queues.django_tasks.tasks import PolicyTask
 
@@ -13,12 +15,12 @@ class PolicyBackend:
     wait.
     """
 
-    task_class = PolicyTask
+    task_class: Any = PolicyTask
 
 
-class ImmediateBackend(PolicyBackend, StockImmediateBackend):  # type: ignore[misc]  # Django's own ships no types
+class ImmediateBackend(PolicyBackend, StockImmediateBackend):
     """Django's own for development: runs a task at once, and never again. What would come back fails instead."""
 
 
-class DummyBackend(PolicyBackend, StockDummyBackend):  # type: ignore[misc]  # Django's own ships no types
+class DummyBackend(PolicyBackend, StockDummyBackend):
     """Django's own for tests: keeps what was enqueued, and runs nothing."""

@@ -15,7 +15,7 @@ def _home() -> str:
         return name
     raise ImportError(
         "retrypolicy.queues.django_tasks needs Django's tasks: Django 6.0 or newer, or for Django 5.2 their backport "
-        "(pip install 'retrypolicy[django_tasks]')"
+        "(pip install 'retrypolicy[django-tasks]')"
     )
 
 

@@ -20,8 +20,8 @@ from retrypolicy.guard.operation import operation
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.queues.django_tasks.framework import task_started
 from retrypolicy.queues.names import policy_named
-from retrypolicy.queues.step import GiveUp, RetryAt, Settled, next_step, slim
 from retrypolicy.reports import report
+from retrypolicy.step import GiveUp, RetryAt, Settled, next_step, slim
 
 KEY = "idempotency_key"
 """The keyword of a task's arguments that names its one call. The task's own code does not get it."""

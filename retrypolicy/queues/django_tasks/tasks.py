@@ -25,7 +25,7 @@ policies: dict[str, RetryPolicy | str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyTask(Task):  # type: ignore[misc]  # Django's own ships no types
+class PolicyTask(Task):
     """What `@task(retry_policy="email")` makes on a backend of ours. Without `retry_policy`: a task as any other.
 
     All calls in one run are made under the policy. Each has a key, made of the id of the task's first result, its
