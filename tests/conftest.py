@@ -73,6 +73,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django tasks of other tests are no concern of the system checks."""
+    from retrypolicy.queues.django_tasks.tasks import policies
+
+    for path in list(policies):
+        monkeypatch.delitem(policies, path)
+
+
 @pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
     """What exists already is no concern of the garbage collector's: each collection takes but a moment."""

@@ -10,7 +10,6 @@ from django.test import override_settings
 
 from retrypolicy import Constant, RetryPolicy
 from retrypolicy.guard import MemoryLedger
-from retrypolicy.queues.django_tasks.tasks import policies
 from tests.guard.servers import Postgres, postgres
 
 __all__ = ["postgres"]
@@ -62,10 +61,3 @@ def on_postgres(postgres: Postgres) -> Iterator[str]:
     connections[alias].close()
     del connections[alias]
     del connections.settings[alias]
-
-
-@pytest.fixture(autouse=True)
-def no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks of other tests are no concern of the checks here."""
-    for path in list(policies):
-        monkeypatch.delitem(policies, path)

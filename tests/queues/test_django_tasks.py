@@ -38,6 +38,7 @@ from . import tasks_shop
 from .tasks_shop import QUICK, Counter
 
 SECONDS = 20.0
+OURS = dict(policies)
 TABLE = DBTaskResult._meta.db_table
 BUSY = Answer(503, headers={"Retry-After": "0"})
 
@@ -329,7 +330,8 @@ def test_a_worker_that_is_stopped_before_the_call(shop: Shop, error: BaseExcepti
     assert (Counter.runs, shop.server.complete) == (QUICK.max_attempts, 1)
 
 
-def test_a_policy_that_does_not_exist(shop: Shop) -> None:
+def test_a_policy_that_does_not_exist(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(policies, "tests.queues.tasks_shop.by_name", "by name")
     result = tasks_shop.by_name.enqueue("order 1")
     with override_settings(RETRYPOLICY={"LEDGER": shop.ledger}):
         with pytest.raises(ConfigurationError, match="'by name' is not allowed"):
@@ -343,7 +345,8 @@ def test_a_policy_that_does_not_exist(shop: Shop) -> None:
 
 
 def test_checks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(policies, "shop.tasks.endless", QUICK.with_(lifetime=None))
+    for path, policy in {**OURS, "shop.tasks.endless": QUICK.with_(lifetime=None)}.items():
+        monkeypatch.setitem(policies, path, policy)
 
     def said() -> list[Any]:
         return [message.id for message in checks.run_checks(tags=["retrypolicy"]) if "tasks" in str(message.id)]
