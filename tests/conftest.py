@@ -17,6 +17,14 @@ from django.conf import settings
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None, derandomize=False)
 hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=False, print_blob=True)
 hypothesis.settings.register_profile("deep", max_examples=3_000, deadline=None, derandomize=False, print_blob=True)
+# A mutant is caught by any example: nobody wants the simplest one.
+hypothesis.settings.register_profile(
+    "mutation",
+    max_examples=50,
+    deadline=None,
+    derandomize=False,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 if not settings.configured:

@@ -1,0 +1,301 @@
+"""Laws of the protocol: what holds after every statement, whoever says it and whatever was said before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import asdict, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrypolicy.guard import transitions as t
+from retrypolicy.guard.ledger import COLLECTABLE, Phase, Record, Refused, Take, Taken
+
+KEY, A, B, KEEP = b"k" * 32, b"A" * 16, b"B" * 16, 1000.0
+NEWS = ("park", "done", "reject", "unknown", "expire", "resolve")
+FACTS = ("key", "generation", "first_seen", "first_armed", "last_armed", "attempts", "fingerprint", "label", "provider")
+"""Of a call's history: news does not change them."""
+
+
+@frozen(kw_only=True)
+class Said:
+    """One statement, and the records before and after it."""
+
+    operation: str
+    options: dict[str, Any]
+    now: float
+    before: Record | None
+    after: Record | None
+    answer: Taken | Refused | None
+    again: Record | None  # after the same statement once more, as after a lost reply
+    answer_again: Taken | Refused | None
+
+    @property
+    def changed(self) -> bool:
+        return self.after is not self.before
+
+    @property
+    def known(self) -> Record | None:
+        """What was known of the key."""
+        return t.live(self.before, self.now)
+
+
+takes = st.fixed_dictionaries(
+    {
+        "owner": st.sampled_from([A, B]),
+        "token": st.binary(min_size=1, max_size=1),
+        "fingerprint": st.sampled_from([b"f" * 32, b"f" * 32, b"g" * 32]),
+        "lease": st.sampled_from([-1.0, 10.0, 100.0]),
+        "generation": st.sampled_from([1, 1, 2]),
+        "attempts": st.sampled_from([1, 3]),
+        "window": st.sampled_from([None, 50.0, math.inf]),
+        "not_before": st.sampled_from([0.0, 120.0, 5000.0]),
+        "label": st.sampled_from(["", "order 42", "order 43"]),
+        "provider": st.sampled_from(["", "resend", "brevo"]),
+    }
+)
+waits = {"not_before": st.sampled_from([0.0, 120.0, 5000.0])}
+results = st.sampled_from([{}, {"status": 200}])
+fitting = st.sampled_from([True, True, True, False])
+"""Does it come from whom it should? Most does: what comes of the rest is nothing."""
+statements = st.one_of(
+    st.tuples(st.sampled_from(["arm", "claim"]), takes),
+    st.tuples(
+        st.just("park"),
+        st.fixed_dictionaries({"fits": fitting}, optional={"lease": st.sampled_from([0.0, 0.5, 10.0]), **waits}),
+    ),
+    st.tuples(st.just("reject"), st.fixed_dictionaries({"fits": fitting}, optional={"sure": st.booleans(), **waits})),
+    st.tuples(st.just("unknown"), st.fixed_dictionaries({"fits": fitting}, optional=waits)),
+    st.tuples(st.just("done"), st.fixed_dictionaries({"result": results}, optional={"provider": st.just("resend")})),
+    st.tuples(st.just("expire"), st.fixed_dictionaries({"fits": fitting})),
+    st.tuples(
+        st.just("resolve"),
+        st.fixed_dictionaries(
+            {"fits": fitting, "verdict": st.sampled_from(["applied", "not_applied"])},
+            optional={"quiet": st.sampled_from([0.0, 30.0]), "result": results},
+        ),
+    ),
+)
+histories = st.lists(st.tuples(st.sampled_from([0.0, 0.25, 9.0, 60.0, 1500.0]), statements), min_size=1, max_size=12)
+
+
+def say(record: Record | None, operation: str, options: dict[str, Any], now: float) -> Any:
+    options = dict(options)
+    if operation in ("arm", "claim"):
+        return getattr(t, operation)(record, Take(key=KEY, **options), now, KEEP)
+    if operation == "done":
+        return t.done(record, KEY, options.pop("result"), now, KEEP, **options), None
+    fits = options.pop("fits")
+    owner = record.owner if record is not None and record.owner is not None else A
+    fence = record.fence if record is not None else 1
+    if not fits:
+        owner, fence = B if owner == A else A, fence - 1
+    if operation == "unknown":
+        return t.unknown(record, owner, fence, **options), None
+    if operation == "expire":
+        return t.expire(record, fence, now), None
+    if operation == "resolve":
+        return t.resolve(record, fence, options.pop("verdict"), now, KEEP, **options), None
+    return getattr(t, operation)(record, owner, fence, now, KEEP, **options), None
+
+
+def told(history: list[tuple[float, tuple[str, dict[str, Any]]]]) -> Iterator[Said]:
+    record, now = None, 100.0
+    for passed, (operation, options) in history:
+        now += passed
+        after, answer = say(record, operation, options, now)
+        again, answer_again = say(after, operation, options, now)
+        yield Said(
+            operation=operation,
+            options=options,
+            now=now,
+            before=record,
+            after=after,
+            answer=answer,
+            again=again,
+            answer_again=answer_again,
+        )
+        record = after
+
+
+@given(histories)
+def test_only_a_key_that_somebody_has_names_an_owner(history: Any) -> None:
+    """Armed and claimed keys are somebody's, until their lease is over; the others are nobody's."""
+    for said in told(history):
+        record = said.after
+        if record is None:
+            continue
+        if record.phase in (Phase.ARMED, Phase.CLAIMED):
+            assert record.owner in (A, B)
+            assert record.token is not None
+        else:
+            assert (record.owner, record.token, record.lease) == (None, None, 0.0)
+        if isinstance(said.answer, Taken) and said.changed:
+            assert (record.owner, record.token) == (said.options["owner"], said.options["token"])
+            assert record.lease == said.now + said.options["lease"]
+        if said.operation == "park" and said.changed and record.phase is Phase.CLAIMED:
+            lease = said.options.get("lease", 0.0)
+            assert record.lease == (said.now + lease if lease else 0.0)  # without one it is free at once
+
+
+@given(histories)
+def test_doubt_is_what_is_held_and_what_is_armed_on_top_of_it(history: Any) -> None:
+    """Invariant 5: taint comes with an unknown outcome, stays over new arms, and goes with evidence only."""
+    for said in told(history):
+        if said.after is None:
+            continue
+        if said.after.phase is Phase.HELD:
+            assert said.after.taint
+        if said.after.phase in COLLECTABLE:
+            assert not said.after.taint
+        if isinstance(said.answer, Taken) and said.changed:
+            overdue = said.known is not None and said.known.phase is Phase.ARMED  # else it would not have been taken
+            assert said.after.taint == (said.known is not None and (said.known.taint or overdue))
+
+
+@given(histories)
+def test_fences_rise_with_every_arm_and_takeover_and_never_fall(history: Any) -> None:
+    for said in told(history):
+        if said.known is None:
+            assert said.after is None or not said.changed or said.after.fence == 1
+            continue
+        assert said.after is not None
+        assert said.after.fence >= said.known.fence
+        if said.operation in ("park", "reject", "unknown", "done"):
+            assert said.after.fence == said.known.fence
+        elif said.changed and said.after.phase is not Phase.DONE:
+            assert said.after.fence > said.known.fence
+
+
+@given(histories)
+def test_news_changes_nothing_of_what_was(history: Any) -> None:
+    for said in told(history):
+        if said.operation in NEWS and said.known is not None:
+            assert said.after is not None
+            for name in FACTS:
+                assert getattr(said.after, name) == getattr(said.known, name), name
+
+
+@given(histories)
+def test_an_arm_goes_on_with_the_call_or_begins_one_after_a_refusal(history: Any) -> None:
+    for said in told(history):
+        if not isinstance(said.answer, Taken) or not said.changed:
+            continue
+        assert said.after is not None
+        options, after = said.options, said.after
+        earlier = None if said.known is None or said.known.phase is Phase.FAILED else said.known
+        assert after.phase is (Phase.ARMED if said.operation == "arm" else Phase.CLAIMED)
+        assert after.attempts == options["attempts"] + (0 if earlier is None else earlier.attempts)
+        assert after.first_seen == (said.now if earlier is None else earlier.first_seen)
+        assert (after.fingerprint, after.generation) == (options["fingerprint"], options["generation"])
+        assert after.label == (options["label"] or (said.known.label if said.known is not None else ""))
+        assert after.provider == (options["provider"] or (said.known.provider if said.known is not None else ""))
+        assert after.result is None
+        if said.operation == "arm":
+            assert after.last_armed == said.now
+            assert after.first_armed is not None
+        same_key = said.known is not None and said.known.generation == after.generation
+        if said.known is not None and same_key and said.known.first_armed is not None:
+            assert after.first_armed == said.known.first_armed
+        elif said.operation == "arm":
+            assert after.first_armed == said.now  # the provider's window begins with the first use of its key
+        else:
+            assert after.first_armed is None
+
+
+@given(histories)
+def test_the_answer_is_what_stands_in_the_record(history: Any) -> None:
+    for said in told(history):
+        if isinstance(said.answer, Taken):
+            record = said.after
+            assert record is not None
+            told_so = (record.fence, record.attempts, record.first_seen, record.first_armed, record.taint)
+            assert tuple(asdict(said.answer).values()) == told_so
+        elif isinstance(said.answer, Refused):
+            assert said.answer == Refused(record=said.answer.record, now=said.now)
+            assert said.answer.record is said.after
+
+
+@given(histories)
+def test_a_wait_is_kept_until_something_else_is_known(history: Any) -> None:
+    """Whatever an attempt's end makes of the key, the wait that was asked for stands in it; an arm ends it."""
+    for said in told(history):
+        if not said.changed or isinstance(said.answer, Refused):
+            continue
+        assert said.after is not None
+        kept = said.operation in ("claim", "park", "reject", "unknown")
+        waiting = said.options.get("not_before", 0.0) if kept else 0.0
+        if said.operation == "expire":
+            assert said.known is not None
+            waiting = said.known.not_before
+        assert said.after.not_before == waiting
+
+
+@given(histories)
+def test_nothing_shortens_how_long_a_record_is_kept(history: Any) -> None:
+    """Invariant 10. It is kept beyond the time at which it is due."""
+    for said in told(history):
+        if said.after is None or not said.changed:
+            continue
+        if said.known is not None:
+            assert said.after.expires >= said.known.expires
+        if said.after.phase is Phase.DONE or isinstance(said.answer, Taken) or said.operation == "resolve":
+            assert said.after.expires >= said.now + KEEP
+        if said.operation in ("claim", "park", "reject") and said.after.phase in COLLECTABLE:
+            assert said.after.expires >= said.after.not_before + KEEP
+
+
+@given(histories)
+def test_a_statement_that_is_said_again_changes_nothing(history: Any) -> None:
+    """Invariant 9: a reply may get lost at any time."""
+    for said in told(history):
+        if isinstance(said.answer, Taken):
+            assert said.again is said.after
+            assert said.answer_again == said.answer
+        else:
+            assert said.again == said.after
+
+
+@given(histories)
+def test_what_became_of_it_is_kept_with_it(history: Any) -> None:
+    for said in told(history):
+        if said.operation in ("done", "resolve") and said.changed:
+            assert said.after is not None
+            given = said.options.get("result")
+            assert said.after.result == (given or {} if said.after.phase is Phase.DONE else given or None)
+        elif said.operation in NEWS and said.known is not None:
+            assert said.after is not None
+            assert said.after.result == said.known.result
+
+
+@given(histories)
+def test_each_statement_leads_where_it_should(history: Any) -> None:
+    """The diagram of docs/guard.md: where each statement leads from where, if it comes from the right one in time."""
+    for said in told(history):
+        before, after = said.known, said.after
+        if said.operation not in NEWS or said.operation == "done" or not said.options["fits"] or before is None:
+            if said.operation in NEWS and said.operation != "done":
+                assert not said.changed
+            continue
+        assert after is not None
+        expected = before.phase
+        match said.operation, before.phase:
+            case "park", Phase.ARMED | Phase.CLAIMED:
+                expected = Phase.HELD if before.taint else Phase.CLAIMED
+            case "reject", Phase.ARMED | Phase.CLAIMED:
+                doubtful = before.taint and not said.options.get("sure", False)
+                expected = Phase.HELD if doubtful else Phase.FAILED
+            case "unknown", Phase.ARMED:
+                expected = Phase.HELD
+            case "expire", Phase.ARMED:
+                expected = Phase.HELD if before.lease < said.now else Phase.ARMED
+            case "resolve", Phase.HELD:
+                assert before.last_armed is not None
+                if said.options["verdict"] == "applied":
+                    expected = Phase.DONE
+                elif said.now >= before.last_armed + said.options.get("quiet", 0.0):
+                    expected = Phase.FAILED
+        assert after.phase is expected
+        assert said.changed or after.phase is before.phase
