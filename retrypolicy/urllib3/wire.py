@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib3.exceptions import ConnectTimeoutError
 
 from retrypolicy.outcome import Stage
+from retrypolicy.urllib3.heads import read_plain
 from retrypolicy.urllib3.reading import HeadTruncated, Lines, bounded
 
 if TYPE_CHECKING:
@@ -419,8 +420,11 @@ class _WatchedResponse(_Response):
         seen = self.fp.peek(1)  # readline() would lose a part of a line to a timeout
         if seen:
             watch._stage = Stage.ANSWERING
-        if seen.find(b"\r\n\r\n", 12) > 0 and seen[8] == 32 and 50 <= seen[9] <= 53:
-            super().begin(*args, **kwargs)  # all of it is in the buffer: "HTTP/1.1 2" to "5", and its last line
+        begin = super().begin
+        if not (args or kwargs) and read_plain(self, begin, seen):
+            pass
+        elif seen.find(b"\r\n\r\n", 12) > 0 and seen[8] == 32 and 50 <= seen[9] <= 53:
+            begin(*args, **kwargs)  # all of it is in the buffer: "HTTP/1.1 2" to "5", and its last line
         else:
             self._begin_carefully(*args, **kwargs)
         watch.head_complete = True
