@@ -24,7 +24,7 @@ from retrypolicy import (
     Stage,
     decide,
 )
-from retrypolicy.decision import Defer, Retry, Stop
+from retrypolicy.decision import Defer, Retry, Stop, kind_of, raises, understand
 from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.outcome import NOTHING_SENT
 from retrypolicy.rules import meaning
@@ -186,6 +186,89 @@ def test_limits_count_each_kind_of_failure(outcome: Answered | Failed, kind: str
     assert isinstance(after(outcome, policy, spent={"other": 9}), Retry)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        (failed(Stage.NOT_CONNECTED), "connect"),
+        (failed(Stage.NOT_SENT), "connect"),
+        (failed(Stage.SENT), "read"),
+        (failed(Stage.SENT, counter="none"), "read"),
+        (failed(Stage.NOT_CONNECTED, counter="none"), "connect"),
+        (failed(Stage.NOT_CONNECTED, counter="read"), "read"),
+        (failed(Stage.SENT, counter="other"), "other"),
+        (Answered(status=500), "status"),
+        (Answered(status=200, body_error=OSError()), "read"),
+    ],
+)
+def test_the_transport_may_say_which_kind_a_failure_is(outcome: Answered | Failed, kind: str) -> None:
+    assert kind_of(outcome) == kind
+
+
+COUNTING = POLICY.with_(limits=Limits(hint=30.0))
+
+
+def test_with_limits_the_kind_alone_says_what_is_repeated() -> None:
+    assert after(failed(Stage.NOT_CONNECTED, counter="connect", retry_limit=0), COUNTING).reason is Reason.NOT_SENT
+    assert after(failed(Stage.NOT_CONNECTED, counter="none"), COUNTING) == Stop(reason=Reason.NOT_RETRYABLE)
+    assert after(failed(Stage.NOT_CONNECTED, counter="none")).reason is Reason.NOT_SENT
+    assert after(failed(Stage.NOT_CONNECTED, retry_limit=0), COUNTING) == Stop(reason=Reason.PERMANENT)
+
+
+def test_with_limits_methods_count_for_reads_and_answers_sent_or_not() -> None:
+    policy = COUNTING.with_(allowed_methods={"GET"})
+    not_allowed = Stop(reason=Reason.METHOD_NOT_ALLOWED)
+    assert after(failed(Stage.NOT_CONNECTED), policy, method="POST").reason is Reason.NOT_SENT
+    assert after(failed(Stage.NOT_CONNECTED, counter="read"), policy, method="POST") == not_allowed
+    assert after(Answered(status=429), policy, method="POST") == not_allowed
+    assert after(failed(Stage.SENT, counter="other"), policy, method="PUT").reason is Reason.IDEMPOTENT
+    for outcome in failed(Stage.SENT), Answered(status=429):
+        assert isinstance(after(outcome, policy, method="GET"), Retry)
+
+
+def test_with_limits_a_lost_body_is_not_fetched_again() -> None:
+    assert after(Answered(status=200, body_error=OSError()), COUNTING) == Stop(reason=Reason.NOT_RETRYABLE)
+
+
+def test_with_limits_retry_after_takes_the_place_of_the_backoff() -> None:
+    policy = COUNTING.with_(backoff=Constant(seconds=10))
+    for seconds, delay in [("5", 5.0), ("0", 10.0), ("20", 20.0), ("40", 30.0)]:
+        assert after(Answered(status=429, headers={"Retry-After": seconds}), policy).delay == delay  # type: ignore[union-attr]
+    endless = policy.with_(limits=Limits())
+    assert after(Answered(status=429, headers={"Retry-After": "40"}), endless).delay == 40  # type: ignore[union-attr]
+
+
+def test_with_limits_no_other_header_is_read() -> None:
+    headers = {"X-Should-Retry": "false", "RateLimit-Reset": "30", "RateLimit-Remaining": "0"}
+    assert after(Answered(status=429, headers=headers), COUNTING) == Retry(delay=1.0, reason=Reason.NOT_APPLIED)
+    assert after(Answered(status=429, headers=headers | {"Retry-After": "5"}), COUNTING).delay == 5  # type: ignore[union-attr]
+    dated = {"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT", "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+    assert after(Answered(status=429, headers=dated), COUNTING).delay == 10  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "status", "raised"),
+    [
+        (None, Reason.ATTEMPTS_EXHAUSTED, 500, True),
+        (None, Reason.ATTEMPTS_EXHAUSTED, 404, True),
+        (None, Reason.UNSAFE, 500, False),
+        (None, Reason.SUCCESS, 200, False),
+        (Limits(), Reason.LIMIT_EXHAUSTED, 500, True),
+        (Limits(), Reason.ATTEMPTS_EXHAUSTED, 500, True),
+        (Limits(), Reason.UNSAFE, 500, True),
+        (Limits(), Reason.UNSAFE, 404, False),
+        (Limits(), Reason.METHOD_NOT_ALLOWED, 500, False),
+        (Limits(), Reason.SUCCESS, 200, False),
+    ],
+)
+def test_when_an_answer_is_raised_as_an_error(limits: Limits | None, reason: Reason, status: int, raised: bool) -> None:
+    """`on_exhausted`: where retries were left out that the policy would have made."""
+    policy, stop = POLICY.with_(on_exhausted="raise", limits=limits), Stop(reason=reason)
+    assert raises(policy, Answered(status=status), stop) is raised
+    assert not raises(policy.with_(on_exhausted="return"), Answered(status=status), stop)
+    assert not raises(policy, Answered(status=status, body_error=OSError()), stop)  # which is raised itself
+    assert not raises(policy, failed(Stage.SENT), stop)
+
+
 # -- waits --------------------------------------------------------------
 
 
@@ -228,6 +311,66 @@ def test_the_end_of_a_run_defers_and_the_end_of_a_call_stops() -> None:
     assert after(answer(90), call, first_seen=NOW - 50) == Stop(reason=Reason.LIFETIME_OVER)
 
 
+def test_a_call_ends_at_the_earlier_of_its_two_ends() -> None:
+    policy = POLICY.with_(lifetime=100.0)
+    for first_seen, not_after, left in [
+        (None, None, 100),
+        (NOW - 40, None, 60),
+        (NOW - 40, NOW + 50, 50),
+        (None, NOW + 150, 100),
+    ]:
+        for seconds, reason in [(left - 1, Reason.WAIT_TOO_LONG), (left, Reason.LIFETIME_OVER)]:
+            short = policy.with_(max_wait=seconds - 1)
+            assert after(answer(seconds), short, first_seen=first_seen, not_after=not_after).reason is reason
+
+
+def test_who_gives_the_hint() -> None:
+    """A rule's own comes first, then the provider's header, then the common ones; an error has none but a rule's."""
+    answered = Answered(status=429, headers={"Retry-After": "7"}, pushback=5.0)
+    rule = POLICY.with_(rules=[Rule(status=429, pushback=3.0)])
+    for policy, outcome, delay in [
+        (rule, answered, 3.0),
+        (POLICY, answered, 5.0),
+        (POLICY, answer(7), 7.0),
+        (POLICY, failed(Stage.NOT_CONNECTED), 1.0),
+        (rule.with_(pushback="ignore"), answered, 1.0),
+    ]:
+        assert after(outcome, policy).delay == delay  # type: ignore[union-attr]
+
+
+def test_a_repeat_that_would_come_too_late_for_the_key_is_not_made() -> None:
+    lost = failed(Stage.SENT)
+    assert after(lost, method="POST", key_until=NOW + 1.0) == Stop(reason=Reason.UNSAFE)
+    assert after(lost, method="POST", key_until=NOW + 1.1) == Retry(delay=1.0, reason=Reason.KEYED)
+    assert after(lost, method="POST", key_until=NOW) == Stop(reason=Reason.UNSAFE)
+    assert after(lost, method="POST", key_until=NOW + 1.0, accepts_duplicates=True) == Stop(reason=Reason.UNSAFE)
+    assert after(lost, method="POST", key_until=NOW, accepts_duplicates=True).reason is Reason.ACCEPTED_RISK
+    assert after(lost, method="PUT", key_until=NOW).reason is Reason.IDEMPOTENT
+
+
+def test_a_rule_may_ask_for_another_answer_where_a_repeat_is_safe() -> None:
+    policy = POLICY.with_(rules=[Rule(status=200, retry=True)])
+    assert after(Answered(status=200), policy, method="GET").reason is Reason.IDEMPOTENT
+    assert after(Answered(status=200), policy, method="POST") == Stop(reason=Reason.SUCCESS)
+    never = POLICY.with_(rules=[Rule(status=429, retry=False)])
+    assert after(Answered(status=429), never) == Stop(reason=Reason.NOT_RETRYABLE)
+    assert after(Answered(status=429, body_error=OSError()), never).reason is Reason.NOT_APPLIED  # the body is lost
+
+
+def test_hints_of_whether_to_retry_can_be_ignored() -> None:
+    no = Answered(status=503, headers={"X-Should-Retry": "false"})
+    assert isinstance(after(no, POLICY.with_(pushback="ignore")), Retry)
+    assert isinstance(after(Answered(status=503, headers={"X-Should-Retry": "maybe"})), Retry)
+
+
+def test_a_redirect_is_harmless_only_for_a_request_that_was() -> None:
+    """RFC 9110 15.4.2: a POST may be made anew as a GET."""
+    for method in ("GET", "HEAD", "POST", "PUT"):
+        for policy in (POLICY, POLICY.with_(rules=[Rule(status=599, retry=False)])):
+            said = understand(policy, History(method=method), Answered(status=302), NOW)
+            assert (said.effect is Effect.UNKNOWN) == (method not in ("GET", "HEAD"))
+
+
 def test_the_budget_is_asked_last() -> None:
     def without(outcome: Answered | Failed, **history: object) -> object:
         return decide(POLICY, History(**history), outcome, now=NOW, random=0.5, permit=False)  # type: ignore[arg-type]
@@ -243,8 +386,9 @@ def test_the_budget_is_asked_last() -> None:
 outcomes = st.one_of(
     st.builds(
         Answered,
-        status=st.integers(100, 599),
-        headers=st.dictionaries(st.sampled_from(["Retry-After", "X-Should-Retry", "Date"]), st.text(max_size=12)),
+        status=st.integers(100, 599) | st.sampled_from(sorted(POLICY.status_forcelist)),
+        headers=st.dictionaries(st.sampled_from(["Retry-After", "X-Should-Retry", "Date"]), st.text(max_size=12))
+        | st.builds(lambda seconds: {"Retry-After": str(seconds)}, st.integers(0, 120)),
         body_error=st.none() | st.just(OSError()),
     ),
     st.builds(
@@ -254,8 +398,8 @@ outcomes = st.one_of(
 histories = st.builds(
     History,
     method=st.sampled_from([*sorted(IDEMPOTENT), *UNSAFE]),
-    attempts=st.integers(1, 12),
-    elapsed=st.floats(0, 1000),
+    attempts=st.integers(1, 12) | st.just(1),
+    elapsed=st.floats(0, 1000) | st.just(0.0),
     first_seen=st.none() | st.floats(NOW - 1000, NOW),
     previous=st.none() | st.floats(0, 100),
     tainted=st.booleans(),
