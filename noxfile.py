@@ -122,6 +122,15 @@ def anymail(session: nox.Session, anymail: str) -> None:
     session.run("pytest", "-q", "-n", "auto", "tests/anymail", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("celery", ["5.4", "5.5", "5.6", "5.7"])
+def celery(session: nox.Session, celery: str) -> None:
+    """The Celery tests, kills included, with each release that is supported."""
+    session.install("-e", ".", *group("test"), django(str(session.python)), f"celery~={celery}.0")
+    tests = sorted(str(path) for path in Path("tests/queues").glob("test_celery*.py"))
+    session.run("pytest", "-q", "-n", "2", *tests, *session.posargs)
+
+
 @nox.session(python=NEWEST)
 def screenshots(session: nox.Session) -> None:
     """The admin page in a real Chromium (Debian: `apt-get install chromium`), and its pictures for the docs."""

@@ -65,9 +65,6 @@ class Engine(Driver):
     longest_attempt = 300.0
     """Seconds that an attempt is believed to take at most where no time limit is set: for the lease."""
 
-    defers = True
-    """False: nobody comes back later, so that what would be a Defer ends the call, and its key is let go."""
-
     def __init__(
         self,
         policy: RetryPolicy | None = None,
@@ -165,7 +162,7 @@ class Engine(Driver):
                     f"Guard.unkeyed is 'refuse', and this {method} has no key; nothing was sent. Put it inside "
                     "operation(key=...); threads of a pool do not inherit one"
                 )
-        return Call(
+        call = Call(
             self,
             policy if provider is None else with_rules(policy, provider),
             method=method,
@@ -178,6 +175,9 @@ class Engine(Driver):
             hooked=hooked,
             not_after=None if operation is None else operation.not_after,
         )
+        if operation is not None:
+            call.defers = operation.defers
+        return call
 
     def _policy_for(self, given: RetryPolicy | None, operation: Operation | None) -> RetryPolicy:
         if operation is not None and operation.policy is not None:

@@ -51,23 +51,27 @@ class MessageMixin(_Backend):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._retry_options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "policy": settings.policy(retry_policy),
             "ledger": settings.ledger(retry_ledger),
             "provider": retry_provider or self.retry_provider,
+            "hosts": (),
             "secret": settings.secret(),
         }
-        if self._retry_options["provider"] is not None:
+        if options["provider"] is not None:
             # Whoever configures another address for this API speaks this API there.
             host = self._api_host()
-            self._retry_options["hosts"] = (host,) if host else ()
-        engine = self.retry_engine = Engine(**self._retry_options)  # what can't be used is said now, not while sending
+            options["hosts"] = (host,) if host else ()
+        engine = self.retry_engine = self._make_engine(options)  # what can't be used is said now, not while sending
         provider = engine.provider
         self.retry_provider = None if provider is None else provider.name
         self.retry_remembers = engine.ledger is not None or (provider is not None and provider.key is not None)
         self._tracks = 0  # the longest key that goes into the metadata
         if engine.ledger is not None and provider is not None and provider.metadata:
             self._tracks = _METADATA_LIMITS.get(provider.name, 255) if apps.is_installed("retrypolicy.anymail") else 0
+
+    def _make_engine(self, options: dict[str, Any]) -> Engine:
+        return Engine(**options)
 
     def _api_host(self) -> str | None:
         """The host that this backend is configured to send to."""
@@ -98,7 +102,7 @@ class MessageMixin(_Backend):
             name = name_of(message, remembers=self.retry_remembers)
         try:
             with operation(key=name.key, policy=name.policy, label=name.label, not_after=name.not_after) as op:
-                op.yields = name.yields
+                op.yields, op.defers = name.yields, self.retry_defers
                 response = super().post_to_esp(payload, message)
         except Exception as error:
             found = report(error)

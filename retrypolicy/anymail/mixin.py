@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 import requests
 
 from retrypolicy.anymail.messages import MessageMixin
+from retrypolicy.anymail.sharing import shared_adapter
+from retrypolicy.engine import Engine
 from retrypolicy.outcome import Report
 from retrypolicy.reports import report
-from retrypolicy.requests.adapter import RetryAdapter
 
 if TYPE_CHECKING:
     from django.core.mail import EmailMessage
@@ -43,24 +44,22 @@ class RetryMixin(_Backend):
     Raises `ConfigurationError` or `PolicyError` when the backend is made: never silenced by `fail_silently`.
     """
 
-    _retry_adapter: RetryAdapter | None = None
-
     def _api_host(self) -> str | None:
         return urlsplit(self.api_url).hostname
 
+    def _make_engine(self, options: dict[str, Any]) -> Engine:
+        self._retry_adapter = shared_adapter(options)
+        return self._retry_adapter.engine
+
     def create_session(self) -> requests.Session:
-        """Anymail's session, with a `RetryAdapter` on it."""
+        """Anymail's session, on the `RetryAdapter` of all backends that are configured as this one is."""
         session = super().create_session()
-        adapter = RetryAdapter(**self._retry_options)
-        self._retry_adapter = adapter
-        session.mount("https://", adapter)
-        session.mount("http://", adapter)
+        session.mount("https://", self._retry_adapter)
+        session.mount("http://", self._retry_adapter)
         return session
 
     def post_to_esp(self, payload: Any, message: EmailMessage) -> requests.Response:
         """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
-        if self._retry_adapter is not None:
-            self._retry_adapter.engine.defers = self.retry_defers
         response: requests.Response = super().post_to_esp(payload, message)
         ids = getattr(payload, "message_ids", None)
         found = report(response)

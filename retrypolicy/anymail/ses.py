@@ -84,7 +84,6 @@ class SESMixin(_Backend):
 
     def post_to_esp(self, payload: Any, message: EmailMessage) -> Any:
         """Post the message as one call under its key."""
-        self.retry_engine.defers = self.retry_defers
         token = _message.set(content(message))
         try:
             return super().post_to_esp(payload, message)

@@ -123,7 +123,7 @@ class Call(Guarded):
             if engine.mode == "observe":
                 self.tell(Observed, action=_action(decision), reason=decision.reason)
                 decision = Stop(reason=Reason.OBSERVED)
-            elif type(decision) is Defer and not engine.defers:
+            elif type(decision) is Defer and not self.defers:
                 decision = Stop(reason=decision.reason)
         return said, effect, decision
 

@@ -48,6 +48,7 @@ class State:
         "began",
         "cares",
         "deadline",
+        "defers",
         "digest",
         "engine",
         "fingerprint",
@@ -109,6 +110,7 @@ class State:
         self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self.generation = 1  # which outgoing key
         self.attempts = 0  # over the whole call, as far as known
+        self.defers = True  # somebody comes back later: what waits too long for this run is not over
         self.tainted = False  # an earlier attempt may have been applied
         self.replayable = True  # the body can be sent again; kept true or false by the transport
         self.deadline: float | None = None  # of the running attempt, on the monotonic clock
@@ -170,8 +172,8 @@ class State:
         return started + self.provider.key.window - self.provider.key.margin
 
     def follows(self, before: State) -> None:
-        """This hop shares the time of the call it belongs to."""
-        self._started, self._end = before._started, before._end
+        """This hop shares the time of the call it belongs to, and its prospects."""
+        self._started, self._end, self.defers = before._started, before._end, before.defers
 
     def _key_is_forgotten(self) -> bool:
         """The wait took longer than planned, and a repeat is no longer covered by the key."""

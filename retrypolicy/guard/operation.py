@@ -32,6 +32,7 @@ class Operation:
         self.label = label
         self.not_after = not_after
         self.yields = False  # to a key that stands in the request itself
+        self.defers = True  # False: nobody comes back later, so that what would be a Defer ends the call
         self._bound: bytes | None = None
         self._seen: dict[bytes, int] = {}
 
