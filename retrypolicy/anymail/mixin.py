@@ -62,8 +62,7 @@ class RetryMixin(_Backend):
         """Post the message as one call under its key. Called once per payload: attempts repeat the same request."""
         response: requests.Response = super().post_to_esp(payload, message)
         ids = getattr(payload, "message_ids", None)
-        found = report(response)
-        if ids and found is not None and found.replayed:
+        if ids and (found := report(response)) is not None and found.replayed:
             self._restore(ids, found, response.request.body)
         return response
 

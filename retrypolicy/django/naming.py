@@ -131,10 +131,11 @@ def _not_after(given: Any) -> float | None:
 
 def content(message: EmailMessage) -> bytes:
     """What the message says and to whom, as a digest: equal for two builds of the same message."""
-    parts: dict[str, Any] = {name: getattr(message, name, None) for name in _FIELDS}
     headers = public_headers(message)
-    parts["headers"] = (getattr(message, "extra_headers", None) or {}) if headers is None else headers
-    return hashlib.sha256(repr(_canonical(parts)).encode("utf-8", "surrogatepass")).digest()
+    parts = [("headers", _canonical(getattr(message, "extra_headers", None) if headers is None else headers) or None)]
+    parts += [(name, _canonical(getattr(message, name, None)) or None) for name in _FIELDS]
+    said = [part for part in parts if part[1] is not None]  # what is empty says no more than what is absent
+    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).digest()
 
 
 def _canonical(value: Any) -> Any:

@@ -14,6 +14,7 @@ RETRYPOLICY = {
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -55,10 +56,21 @@ def policies() -> Mapping[str, RetryPolicy]:
     ready = {name: value for name, value in given.items() if isinstance(value, RetryPolicy)}
     data = {name: value for name, value in given.items() if not isinstance(value, RetryPolicy)}
     if data:
+        ready.update(_loaded(data))
+    return {**PRESETS, **ready}
+
+
+_last: tuple[dict[str, Any], Mapping[str, RetryPolicy]] | None = None
+
+
+def _loaded(data: dict[str, Any]) -> Mapping[str, RetryPolicy]:
+    """Policies made of data: once, since each message asks for its policy, and those under the same one share much."""
+    global _last
+    if _last is None or _last[0] != data:
         from retrypolicy.config import load_policies
 
-        ready.update(load_policies({"policies": data}))
-    return {**PRESETS, **ready}
+        _last = copy.deepcopy(data), load_policies({"policies": data})
+    return _last[1]
 
 
 def policy(given: RetryPolicy | str | None = None, default: RetryPolicy = WEB) -> RetryPolicy:

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  the record, a hash (absent fields stand for nothing, zero or the empty string)
 -- ARGV     operation, retention, time ('': the server's own), then what the operation needs
--- reply    1 (taken, changed) or 0, the time, and for arm, claim and read the record as stored
+-- reply    1 (taken, changed) or 0, the time, and for read, and for arm and claim that are refused, the record as stored;
+--          for those that are granted what the caller needs of it, in the order of TAKEN
 
 local CLAIMED, ARMED, DONE, FAILED, HELD = 1, 2, 3, 4, 5
 
@@ -95,12 +96,20 @@ local function save()
   end
 end
 
-local function reply(verdict)
-  local answer = {verdict, string.format('%.17g', now)}
+local function reply()
+  local answer = {0, string.format('%.17g', now)}
   for short, text in pairs(stored) do
     answer[#answer + 1] = short
     answer[#answer + 1] = text
   end
+  return answer
+end
+
+local TAKEN = {'fe', 'at', 'fs', 'fa', 'ta'}
+
+local function taken()
+  local answer = {1, ''}
+  for i, short in ipairs(TAKEN) do answer[i + 2] = stored[short] or '' end
   return answer
 end
 
@@ -160,7 +169,7 @@ local function take(to)
     if record.phase == to and record.owner == want.owner and record.token == want.token then
       -- The same again, after a lost reply. Written once more, so that WAIT on this connection waits for it too.
       redis.call('HSET', KEYS[1], TEXTS.token, record.token)
-      return reply(1)
+      return taken()
     end
     if record.phase == ARMED and record.lease < now then
       turned = true
@@ -169,7 +178,7 @@ local function take(to)
     end
     if not may_take() then
       if turned then save() end
-      return reply(0)
+      return reply()
     end
     if record.phase == FAILED then
       record.attempts, record.first_seen, record.result = 0, now, ''
@@ -191,7 +200,7 @@ local function take(to)
   if want.provider ~= '' then record.provider = want.provider end
   record.expires = math.max(record.expires, now + retention, want.not_before + retention)
   save()
-  return reply(1)
+  return taken()
 end
 
 local function apply(result, provider)
@@ -217,7 +226,7 @@ function operations.claim() return take(CLAIMED) end
 
 function operations.read()
   if record == nil then stored = {} end
-  return reply(0)
+  return reply()
 end
 
 function operations.park()

@@ -292,16 +292,17 @@ def _take(take: Take) -> tuple[Any, ...]:
 
 
 def _answer(key: bytes, reply: Sequence[Any]) -> Taken | Refused:
-    record = record_of(key, reply[2:])
-    assert record is not None
     if not reply[0]:
+        record = record_of(key, reply[2:])
+        assert record is not None
         return Refused(record=record, now=float(text_of(reply[1])))
+    fence, attempts, first_seen, first_armed, taint = map(text_of, reply[2:])
     return Taken(
-        fence=record.fence,
-        attempts=record.attempts,
-        first_seen=record.first_seen,
-        first_armed=record.first_armed,
-        tainted=record.taint,
+        fence=int(fence),
+        attempts=int(attempts or 0),
+        first_seen=float(first_seen or 0),
+        first_armed=float(first_armed) if first_armed else None,
+        tainted=taint == "1",
     )
 
 
