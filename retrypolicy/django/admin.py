@@ -1,4 +1,4 @@
-"""The admin page: what is held, in flight and settled, and two things to say about what is held.
+"""The admin page of the ledger: what is held, in flight and settled, and what to say about what is held.
 
 It shows any ledger, wherever it is. Everything else about a record is the library's own business, and read-only.
 """
@@ -16,18 +16,23 @@ from django.template.response import TemplateResponse
 from django.urls import path, reverse
 
 from retrypolicy.django import settings
+from retrypolicy.django.again import in_outbox, look_at, send_again
 from retrypolicy.django.listing import AGES, VIEWS, Page, Row, page, row
-from retrypolicy.django.models import Send
+from retrypolicy.django.models import OutboxMessage, Send
+from retrypolicy.django.outbox_admin import OutboxAdmin
 from retrypolicy.errors import RetryPolicyError
 from retrypolicy.guard import upkeep
 from retrypolicy.guard.ledger import Ledger
 
 Verdict = Literal["applied", "not_applied"]
 
+AGAIN = "again"
 ACTIONS: dict[str, tuple[Verdict, str, str]] = {
     "arrived": ("applied", "It arrived", "It is recorded as done: a repeat sends nothing."),
     "release": ("not_applied", "It did not arrive: release", "The next call with this key sends it."),
+    AGAIN: ("not_applied", "It did not arrive: send it again", "It is released, and sent from the outbox now."),
 }
+_BECAME = {"applied": "is done", "not_applied": "is failed"}
 
 
 @admin.register(Send)
@@ -63,6 +68,8 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
         except RetryPolicyError as error:
             messages.error(request, str(error))
         chosen = request.GET.get("phase", "held")
+        held = [row.digest for row in shown.rows if row.held]
+        stored = in_outbox(held)
         context: dict[str, Any] = {
             "title": "Sends",
             "page": shown,
@@ -70,7 +77,8 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
             "chosen": request.GET,
             "views": [(name, title, name == chosen) for name, (title, _) in VIEWS.items()],
             "ages": [(name, title) for name, (title, _) in AGES.items()],
-            "actions": self._actions(request) if any(row.held for row in shown.rows) else [],
+            "actions": self._actions(request, bool(stored)) if held else [],
+            "stored": stored,
         }
         return self._render(request, "list.html", context)
 
@@ -90,17 +98,17 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
         context = {
             "title": found.record.label or found.short,
             "row": found,
-            "actions": self._actions(request) if found.held else [],
+            "actions": self._actions(request, bool(in_outbox([found.digest]))) if found.held else [],
             "history": LogEntry.objects.filter(content_type=self._content_type(), object_id=object_id),
         }
         return self._render(request, "detail.html", context)
 
     # -- actions
 
-    def _actions(self, request: HttpRequest) -> list[tuple[str, str]]:
+    def _actions(self, request: HttpRequest, stored: bool) -> list[tuple[str, str]]:
         if not self.has_change_permission(request):
             return []
-        return [(name, title) for name, (_, title, _) in ACTIONS.items()]
+        return [(name, title) for name, (_, title, _) in ACTIONS.items() if stored or name != AGAIN]
 
     def _act(self, request: HttpRequest) -> HttpResponse:
         if not self.has_change_permission(request):
@@ -116,8 +124,18 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
             held = [each for each in found if each is not None and each.held]
             if not held:
                 messages.warning(request, "None of what you chose is held now; nothing was changed.")
-            elif "confirmed" in request.POST:
-                self._resolve(request, ledger, held, action[0], action[1])
+                return back
+            stored: dict[str, OutboxMessage] = {}
+            if request.POST["action"] == AGAIN:
+                stored = in_outbox([each.digest for each in held])
+                if len(stored) < len(held):
+                    missing = len(held) - len(stored)
+                    messages.warning(request, f"{missing} of them not in the outbox: whoever has the message sends it.")
+                    held = [each for each in held if each.digest in stored]
+                if not held:
+                    return back
+            if "confirmed" in request.POST:
+                self._resolve(request, ledger, held, action, stored)
             else:
                 context = {
                     "title": action[1],
@@ -131,13 +149,25 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
             messages.error(request, str(error))
         return back
 
-    def _resolve(self, request: HttpRequest, ledger: Ledger, held: list[Row], verdict: Verdict, title: str) -> None:
+    def _resolve(
+        self,
+        request: HttpRequest,
+        ledger: Ledger,
+        held: list[Row],
+        action: tuple[Verdict, str, str],
+        stored: dict[str, OutboxMessage],
+    ) -> None:
+        verdict, title, _ = action
         by = f"{request.user.get_username()} in the admin"
         done = 0
         for each in held:
-            change = upkeep.resolve(ledger, each.record, verdict, by=by)
-            if change.after is None:
-                messages.warning(request, f"{each.record.label or each.short}: not changed, {change.why}.")
+            if each.digest in stored:
+                why = send_again(stored[each.digest], by=by)
+            else:
+                why = upkeep.resolve(ledger, each.record, verdict, by=by).why
+                look_at(each.digest)
+            if why:
+                messages.warning(request, f"{each.record.label or each.short}: not changed, {why}.")
                 continue
             done += 1
             LogEntry.objects.create(
@@ -146,7 +176,7 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
                 object_id=each.digest,
                 object_repr=(each.record.label or each.short)[:200],
                 action_flag=CHANGE,
-                change_message=f"{verdict}: was held, is {change.after.name.lower()}",
+                change_message=f"{verdict}: was held, {'sent again' if each.digest in stored else _BECAME[verdict]}",
             )
         if done:
             messages.success(request, f"{done} send(s) resolved: {title.lower()}.")
@@ -169,3 +199,6 @@ class SendAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the 
         request.current_app = self.admin_site.name
         context = {**self.admin_site.each_context(request), "opts": Send._meta, **context}
         return TemplateResponse(request, f"admin/retrypolicy/send/{name}", context)
+
+
+admin.site.register(OutboxMessage, OutboxAdmin)

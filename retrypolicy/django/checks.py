@@ -9,12 +9,13 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.core import checks
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from retrypolicy.config import lint
 from retrypolicy.django import settings
 from retrypolicy.django.ledger import SUFFIX, TABLE, DatabaseLedger, testing, where_is
 from retrypolicy.django.mailers import Mailer, mailers
+from retrypolicy.django.models import OutboxMessage
 from retrypolicy.engine import MODE_VARIABLE, MODES
 from retrypolicy.errors import RetryPolicyError
 from retrypolicy.policy import RetryPolicy
@@ -22,6 +23,7 @@ from retrypolicy.providers import load
 
 TAG = "retrypolicy"
 DOCS = "See docs/django.md."
+OUTBOX_DOCS = "See docs/outbox.md."
 
 _KINDS = {"E": checks.Error, "W": checks.Warning, "I": checks.Info}
 _LINT = {"RP03": "W001", "RP05": "W003", "RP06": "W006"}
@@ -36,9 +38,10 @@ def _say(number: str, text: str, hint: str) -> checks.CheckMessage:
 
 def register_all() -> None:
     """Called when the app is ready; again, if a test changes INSTALLED_APPS."""
-    for check in (check_settings, check_policies, check_ledger, check_mailers):
+    for check in (check_settings, check_policies, check_ledger, check_mailers, check_outbox):
         checks.register(_collected(check), TAG)
-    checks.register(_collected(check_database), TAG, checks.Tags.database)
+    for check in (check_database, check_outbox_table):
+        checks.register(_collected(check), TAG, checks.Tags.database)
 
 
 @functools.cache  # the registry knows a check by its identity
@@ -201,6 +204,46 @@ def _stacked(mailer: Mailer) -> Found:
             "AMAZON_SES_CLIENT_PARAMS has retries of botocore's; they would be stacked on the policy, and are left out",
             "Take 'retries' out of the config; the policy says how often to try.",
         )
+
+
+def check_outbox(**kwargs: Any) -> Found:
+    """The outbox, if the settings name it."""
+    try:
+        if settings.setting("OUTBOX") is None:
+            return
+        settings.outbox_policy()
+        settings.outbox_hand_over()
+        ledger = settings.ledger()
+    except RetryPolicyError as error:
+        yield _say("E009", str(error), f"Correct OUTBOX. {OUTBOX_DOCS}")
+        return
+    if ledger is None:
+        yield _say(
+            "W010",
+            "the outbox has no ledger: a message whose sender dies may be sent twice",
+            f"Set RETRYPOLICY['LEDGER'], for instance to 'default'. {OUTBOX_DOCS}",
+        )
+    for mailer in mailers():
+        if not (mailer.guarded or testing()):
+            yield _say(
+                "W011",
+                f"{mailer.where} is not guarded: what the outbox sends through it may be sent twice",
+                f"Use a backend with RetryMixin, such as those in retrypolicy.anymail.backends. {OUTBOX_DOCS}",
+            )
+
+
+def check_outbox_table(*, databases: Sequence[str] | None = None, **kwargs: Any) -> Found:
+    """The outbox's table, if the settings name the outbox: with `check --database` and with `migrate` only."""
+    try:
+        if settings.setting("OUTBOX") is None:
+            return
+    except RetryPolicyError:
+        return  # E001 says so
+    alias = router.db_for_write(OutboxMessage)
+    if alias in (databases or ()):
+        table = OutboxMessage._meta.db_table
+        if table not in connections[alias].introspection.table_names():
+            yield _say("E010", f"the outbox's table {table} is not in the database {alias!r}", "Run manage.py migrate.")
 
 
 def check_database(*, databases: Sequence[str] | None = None, **kwargs: Any) -> Found:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import frozen
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 
 @frozen
@@ -21,6 +22,14 @@ class Mailer:
     def ours(self) -> bool:
         """Is it one of the ready backends?"""
         return self.backend.startswith("retrypolicy.")
+
+    @property
+    def guarded(self) -> bool:
+        """Is it one of ours, or somebody's with `RetryMixin`?"""
+        try:
+            return self.ours or hasattr(import_string(self.backend), "retry_provider")
+        except ImportError:
+            return False
 
 
 def mailers() -> Iterator[Mailer]:

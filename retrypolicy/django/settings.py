@@ -8,6 +8,7 @@ RETRYPOLICY = {
     "KEYS": "random",                   # for messages without a key: "random", or "content"
     "RELEASE_AFTER": {"sparkpost": 60}, # minutes without an event after which a held message counts as not sent
     "FAILOVER": [...],                  # backends for retrypolicy.anymail.failover, in order
+    "OUTBOX": {"POLICY": "worker", "HAND_OVER": "shop.tasks.send_one"},  # see retrypolicy.django.outbox
     "DJANGO_MAILER": "...",             # the backend through which retrypolicy.queues.django_mailer sends
 }
 """
@@ -16,20 +17,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
 
 from retrypolicy.django.ledger import open_any
 from retrypolicy.errors import ConfigurationError, RetryPolicyError
 from retrypolicy.guard import Ledger
 from retrypolicy.guard.key import Secret
 from retrypolicy.guard.opening import ledger_from_environment
-from retrypolicy.policy import PRESETS, WEB, RetryPolicy
+from retrypolicy.policy import PRESETS, WEB, WORKER, RetryPolicy
 
-KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER", "DJANGO_MAILER")
+KEYS = ("POLICY", "POLICIES", "LEDGER", "SECRET", "KEYS", "RELEASE_AFTER", "FAILOVER", "OUTBOX", "DJANGO_MAILER")
 
 
 def setting(name: str) -> Any:
@@ -161,6 +163,44 @@ def release_after() -> Mapping[str, float]:
         if not provider.metadata:
             raise ConfigurationError(f"{place}: not allowed; its events don't carry a message's metadata")
     return {str(name): float(minutes) for name, minutes in given.items()}
+
+
+def outbox_policy(name: str = "") -> RetryPolicy:
+    """The policy of messages in the outbox: the one of this name, else `OUTBOX["POLICY"]`, else `WORKER`.
+
+    Raises `ConfigurationError` for a name that does not exist, and what `policies` raises.
+    """
+    return policy(name or _outbox().get("POLICY") or WORKER)
+
+
+def outbox_hand_over() -> Callable[..., Any] | None:
+    """What is called with a message's key after COMMIT, if not the outbox's own `send`.
+
+    Raises `ConfigurationError` for what can't be called, or imported.
+    """
+    given = _outbox().get("HAND_OVER")
+    place = "RETRYPOLICY['OUTBOX']['HAND_OVER']"
+    found = given
+    if isinstance(given, str):
+        try:
+            found = import_string(given)
+        except ImportError as error:
+            raise ConfigurationError(f"{place}: {given!r} can't be imported: {error}") from None
+    if found is not None and not callable(found):
+        raise ConfigurationError(f"{place}: {given!r} is not allowed; must be a callable, or the path of one")
+    return found
+
+
+def _outbox() -> Mapping[str, Any]:
+    given = setting("OUTBOX") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError("RETRYPOLICY['OUTBOX']: must be a dict")
+    for name in given:
+        if name not in ("POLICY", "HAND_OVER"):
+            raise ConfigurationError(
+                f"RETRYPOLICY['OUTBOX']: {name!r} is not allowed; must be one of POLICY, HAND_OVER"
+            )
+    return given
 
 
 def forget(*, setting: str = "RETRYPOLICY", **kwargs: Any) -> None:

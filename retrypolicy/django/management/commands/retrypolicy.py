@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentTypeError
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from django.core.checks import INFO, run_checks
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import close_old_connections, connections
 
+from retrypolicy.clock import SystemClock
 from retrypolicy.django import settings
 from retrypolicy.django.checks import TAG
+from retrypolicy.django.delivery import look, outcome, sweep
 from retrypolicy.django.keys import normal_key
 from retrypolicy.django.ledger import DatabaseLedger, where_is
 from retrypolicy.django.mailers import mailers
@@ -22,6 +26,7 @@ from retrypolicy.errors import RetryPolicyError
 from retrypolicy.guard import upkeep
 from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
+from retrypolicy.step import GiveUp, slim
 
 HELD = frozenset({Phase.HELD})
 OWNED = frozenset({Phase.CLAIMED, Phase.ARMED})
@@ -35,8 +40,14 @@ def _age(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise ArgumentTypeError(f"{text!r} is not a number; must be 1 or more")
+    return int(text)
+
+
 class Command(BaseCommand):
-    """`status`, `resolve`, `release`, `purge` and `doctor`."""
+    """`status`, `resolve`, `release`, `sweep`, `purge` and `doctor`."""
 
     help = "Look after the record of sends. Exit code 1: there is something that somebody must look at."
     requires_system_checks: Any = []
@@ -66,6 +77,13 @@ class Command(BaseCommand):
             "release", help="take keys from owners that are dead: claimed becomes free, armed held"
         )
         self._selection(release)
+
+        sweep = actions.add_parser("sweep", help="send what is due in the outbox; made for cron, or to run on and on")
+        sweep.add_argument(
+            "--database", metavar="ALIAS", help="where the outbox is (default: where models are written)"
+        )
+        sweep.add_argument("--limit", type=_count, metavar="N", help="send at most so many")
+        sweep.add_argument("--every", type=_age, metavar="AGE", help="do not end, but look again so often: 5s, 1m")
 
         actions.add_parser("purge", help="delete what is past its retention; armed and held records stay")
         actions.add_parser("doctor", help="say what of settings, ledger and mailers is not as it should be")
@@ -127,6 +145,30 @@ class Command(BaseCommand):
         chosen = list(self._chosen(ledger, options, OWNED))
         self._tell(upkeep.release(ledger, record, by=by, dry_run=options["dry_run"]) for record in chosen)
 
+    def _sweep(self, options: dict[str, Any]) -> None:
+        using, every = options["database"], options["every"]
+        if using is not None and using not in connections:
+            raise CommandError(f"--database: {using!r} is not allowed; must be one of {', '.join(connections)}")
+        while True:
+            close_old_connections()
+            ends = Counter[str]()
+            for found in sweep(using=using, limit=options["limit"]):
+                end = outcome(found)
+                ends[end] += 1
+                if isinstance(found.step, GiveUp):
+                    self.stdout.write(f"{found.name}  -> {end}: {slim(found.step.error)}")
+            if ends or every is None:
+                self.stdout.write(
+                    "   ".join(f"{end} {count}" for end, count in sorted(ends.items())) or "nothing is due"
+                )
+            if every is None:
+                break
+            self.stdout.flush()
+            SystemClock().sleep(every)
+        lost = ends["failed"] + ends["unreadable"]
+        if lost:
+            raise CommandError(f"{lost} message(s) are not sent again by themselves; see the outbox in the admin")
+
     def _purge(self, options: dict[str, Any]) -> None:
         count = upkeep.purge(settings.required_ledger(), by=upkeep.whoami())
         self.stdout.write(f"{count} expired record(s) deleted")
@@ -149,6 +191,9 @@ class Command(BaseCommand):
                 self.stdout.write(f"problem   {problem}")
             counts = upkeep.stats(ledger)["phases"]
             self.stdout.write(f"held      {counts['held']} send(s) wait for evidence")
+        for line, is_bad in look():
+            bad += is_bad
+            self.stdout.write(f"outbox    {line}")
         databases = [ledger.alias] if isinstance(ledger, DatabaseLedger) else []
         for message in run_checks(tags=[TAG], databases=databases):
             bad += message.level > INFO
