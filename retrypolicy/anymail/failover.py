@@ -20,10 +20,11 @@ from anymail.exceptions import AnymailError
 from django.core.mail.backends.base import BaseEmailBackend
 from django.utils.module_loading import import_string
 
+from retrypolicy.anymail.errors import as_anymail_error
 from retrypolicy.anymail.messages import MessageMixin, changed
 from retrypolicy.django import settings
-from retrypolicy.django.naming import name_of
-from retrypolicy.errors import CallRefused, CircuitOpen, ConfigurationError, LedgerUnavailable
+from retrypolicy.django.naming import name_of, together
+from retrypolicy.errors import CallRefused, CircuitOpen, ConfigurationError, KeyReused, LedgerUnavailable
 from retrypolicy.guard.key import find
 from retrypolicy.guard.ledger import Phase
 from retrypolicy.outcome import Effect, Reason
@@ -76,13 +77,17 @@ class EmailBackend(BaseEmailBackend):
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Send the messages; returns how many were. The first failure ends it, as with Anymail's backends."""
         sent = 0
-        for message in email_messages:
-            with contextlib.suppress(AnymailError) if self.fail_silently else contextlib.nullcontext():
-                sent += self._send(message)
+        with together():
+            for message in email_messages:
+                with contextlib.suppress(AnymailError) if self.fail_silently else contextlib.nullcontext():
+                    sent += self._send(message)
         return sent
 
     def _send(self, message: EmailMessage) -> int:
-        name = name_of(message, remembers=any(backend.retry_remembers for backend in self.backends))
+        try:
+            name = name_of(message, remembers=any(backend.retry_remembers for backend in self.backends))
+        except KeyReused as refusal:
+            raise as_anymail_error(refusal, backend=self.backends[0], email_message=message) from None
         # One key for all attempts, wherever it came from.
         with changed(message, {} if name.key is None else {"idempotency_key": name.key}):
             *others, last = self._order(name.key)

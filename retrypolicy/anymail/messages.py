@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -11,7 +11,7 @@ from django.apps import apps
 from retrypolicy.anymail.errors import as_anymail_error
 from retrypolicy.django import settings
 from retrypolicy.django.keys import METADATA
-from retrypolicy.django.naming import Name, name_of, public_headers, settle
+from retrypolicy.django.naming import Name, name_of, public_headers, settle, together
 from retrypolicy.engine import Engine
 from retrypolicy.errors import CallRefused, KeyReused
 from retrypolicy.guard.operation import operation
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         """What the mixin needs of Anymail's backends (they ship no types)."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def send_messages(self, email_messages: Sequence[EmailMessage]) -> int: ...
         def build_message_payload(self, message: EmailMessage, defaults: Any) -> Any: ...
         def post_to_esp(self, payload: Any, message: EmailMessage) -> Any: ...
 
@@ -77,6 +78,11 @@ class MessageMixin(_Backend):
         """The host that this backend is configured to send to."""
         return None
 
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
+        """Send the messages, and return how many were. All of them sent again after a failure: none goes twice."""
+        with together():
+            return super().send_messages(email_messages)
+
     def build_message_payload(self, message: EmailMessage, defaults: Any) -> Any:
         """Anymail's payload: without our header, and with the key in the metadata where events report them back."""
         try:
@@ -116,7 +122,9 @@ class MessageMixin(_Backend):
         found = report(response)
         if found is not None:
             attach(_status(message), found)
-        settle(message, applied=True)
+        if found is None or found.effect is not Effect.UNKNOWN:
+            # A refusal may be an answer to Anymail, too: Postmark's and Mailjet's 4xx speak of single recipients.
+            settle(message, applied=found is None or found.effect is Effect.APPLIED)
         return response
 
     def _anymail_error(self, refusal: CallRefused, payload: Any, message: EmailMessage) -> Exception:

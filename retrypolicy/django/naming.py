@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from email.message import Message
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ KEY_HEADER = "X-Retrypolicy-Key"
 """A message's key, where an attribute would get lost: it survives pickling and mail queues, and is never sent."""
 
 _KEPT = "_retrypolicy_key"
+_SENT = "_retrypolicy_sent"
+"""Key and content of a message that went out before a later one of the same go failed."""
 _FIELDS = (
     "from_email", "to", "cc", "bcc", "reply_to", "subject", "body", "content_subtype", "alternatives", "attachments",
     "envelope_sender", "metadata", "send_at", "tags", "template_id", "merge_data", "merge_global_data",
@@ -79,6 +83,8 @@ def _key(message: EmailMessage, remembers: bool) -> tuple[str | None, bool]:
         assert bound is not None
         return normal_key(bound.value), False
     kept = message.__dict__.get(_KEPT)
+    if kept is None and (sent := message.__dict__.pop(_SENT, None)) is not None and sent[1] == content(message):
+        kept = message.__dict__[_KEPT] = sent[0]
     if kept is not None:
         return str(kept), True
     derived = None if outer is None else outer.key_for(content(message))
@@ -102,7 +108,33 @@ def settle(message: EmailMessage, *, applied: bool) -> None:
     """
     outer = current_operation()
     if applied or outer is None or outer.scope is None:
-        message.__dict__.pop(_KEPT, None)
+        key, going = message.__dict__.pop(_KEPT, None), _going.get()
+        if applied and key is not None and going is not None:
+            going.append((message, key))
+
+
+_going: ContextVar[list[tuple[EmailMessage, str]] | None] = ContextVar("retrypolicy_going", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Messages that go out in one go: if it fails, those that went keep the keys that were made for them.
+
+    So whoever sends all of them once more sends none of them twice.
+    """
+    if _going.get() is not None:  # a part of a larger go
+        yield
+        return
+    going: list[tuple[EmailMessage, str]] = []
+    token = _going.set(going)
+    try:
+        yield
+    except BaseException:
+        for message, key in going:
+            message.__dict__[_SENT] = (key, content(message))
+        raise
+    finally:
+        _going.reset(token)
 
 
 def public_headers(message: EmailMessage) -> dict[str, str] | None:

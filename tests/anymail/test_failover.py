@@ -197,6 +197,27 @@ def test_several_messages_and_fail_silently(second: FaultServer) -> None:
         assert first.complete == 2
 
 
+def test_a_failure_in_the_middle_repeats_nothing_before_it(ledger: MemoryLedger) -> None:
+    messages = [mail(subject=f"m {n}") for n in range(3)]
+    script = [ok(FIRST), Answer(422), ok(FIRST), ok(FIRST)]
+    with FaultServer(script) as first, FaultServer([Answer(400)]) as second:
+        sender = backend(first, second)
+        with pytest.raises(AnymailAPIError):
+            sender.send_messages(messages)
+        assert sender.send_messages(messages) == 3
+        assert first.complete == 4  # the first once, the second twice, the third once
+    assert ledger.counts() == {Phase.DONE: 3, Phase.FAILED: 1}
+
+
+def test_another_message_in_one_operation_is_an_error_of_anymail(second: FaultServer) -> None:
+    with FaultServer([ok(FIRST)]) as first, operation(key="receipt/42"):
+        assert backend(first, second).send_messages([mail()]) == 1
+        with pytest.raises(KeyReused) as caught:
+            backend(first, second).send_messages([mail(subject="another")])
+        assert isinstance(caught.value, AnymailAPIError)
+        assert (first.complete, second.complete) == (1, 0)
+
+
 def test_open_and_close_all(second: FaultServer) -> None:
     with FaultServer([Answer(401)]) as first, backend(first, second) as sender:
         assert all(one.session for one in sender.backends)

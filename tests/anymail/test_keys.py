@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import time
@@ -138,6 +139,16 @@ def test_scope_a_refused_message_keeps_its_key_when_tried_again_inside(ledger: M
         job(server)
         job(server)
         assert server.complete == 2
+    assert ledger.counts() == {Phase.DONE: 1}
+
+
+def test_scope_an_answer_that_refuses_is_no_success(ledger: MemoryLedger) -> None:
+    """Anymail takes Postmark's 422 for an answer; the message has its key until it is out."""
+    message = mail()
+    with FaultServer([Answer(422), ok("postmark")]) as server, operation(scope="job/7"):
+        with pytest.raises(AnymailAPIError):
+            send("postmark", server, message)
+        assert send("postmark", server, message) == 1
     assert ledger.counts() == {Phase.DONE: 1}
 
 
@@ -328,15 +339,46 @@ def test_a_replay_has_the_ids_of_the_first_send(name: str, batch: bool) -> None:
 # -- several messages, and errors -------------------------------------------------------
 
 
-def test_a_failure_in_the_middle_repeats_nothing_before_it() -> None:
-    messages = [mail(idempotency_key=f"m/{n}", subject=f"m {n}") for n in range(3)]
-    with FaultServer([ok("postmark"), Answer(422), ok("postmark"), ok("postmark")]) as server:
+@pytest.mark.parametrize("keys", ["own", "random", "content", "scope"])
+def test_a_failure_in_the_middle_repeats_nothing_before_it(keys: str, project: dict[str, Any]) -> None:
+    messages = [mail(subject=f"m {n}") for n in range(3)]
+    if keys == "own":
+        for n, message in enumerate(messages):
+            message.idempotency_key = f"m/{n}"
+    elif keys == "content":
+        project["KEYS"] = "content"
+    with (
+        FaultServer([ok("postmark"), Answer(422), ok("postmark"), ok("postmark")]) as server,
+        operation(scope="job/7") if keys == "scope" else contextlib.nullcontext(),
+    ):
         sender = backend("postmark", server)
         with pytest.raises(AnymailAPIError):
             sender.send_messages(messages)
+        messages = pickle.loads(pickle.dumps(messages))
         assert sender.send_messages(messages) == 3
         subjects = [json.loads(request.body)["Subject"] for request in server.requests]
         assert subjects == ["m 0", "m 1", "m 1", "m 2"]
+
+
+def test_after_a_go_that_failed_a_changed_message_is_a_new_one() -> None:
+    first, second = mail(subject="first"), mail(subject="second")
+    with FaultServer([ok("postmark"), Answer(422), ok("postmark"), ok("postmark")]) as server:
+        with pytest.raises(AnymailAPIError):
+            send("postmark", server, first, second)
+        first.subject = "changed"
+        assert send("postmark", server, first) == 1
+        assert send("postmark", server, first) == 1  # and wanted twice, it goes twice
+        assert server.complete == 4
+
+
+def test_a_message_whose_answer_could_not_be_read_does_not_go_again() -> None:
+    """Anymail raises, though the message was taken; whoever sends the same object once more gets that answer again."""
+    message = mail()
+    with FaultServer([Answer(200, body=b"taken, says a proxy")]) as server:
+        for _ in range(2):
+            with pytest.raises(AnymailAPIError):
+                send("postmark", server, message)
+        assert server.complete == 1
 
 
 def test_the_report_is_on_error_and_status() -> None:
