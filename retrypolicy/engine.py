@@ -283,8 +283,9 @@ class Engine(Driver):
         classify: given the error or the result, says what it means: an `Effect`, an `Outcome`, or None (as usual); or
             the name of an installed classifier (entry points `retrypolicy.classifiers`).
 
-        The guard is armed before each call of `fn`, since nobody can look inside. Raises what `fn` raised last, or a
-        `CallRefused` of our own; `retrypolicy.report(error)` tells what happened.
+        The guard is armed before each call of `fn`, since nobody can look inside. Under a key its name, and those of
+        its arguments that are plain data, are the call's content. Raises what `fn` raised last, or a `CallRefused` of
+        our own; `retrypolicy.report(error)` tells what happened.
         """
         if self.mode == "off":
             return fn(*args)

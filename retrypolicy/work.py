@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import json
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -41,7 +43,8 @@ class Work:
 
     def _content(self, provider: Provider | None) -> bytes:
         fn = self.fn
-        return f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}".encode()
+        name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__name__)}"
+        return f"{name} {_said(self.args, self.kwargs)}".encode("utf-8", "surrogatepass")
 
     def attempt(self, call: Call) -> Outcome:
         try:
@@ -78,6 +81,26 @@ class Work:
             attach(self.error, self.call.report())
             raise self.error
         return self.result
+
+
+def _said(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Arguments as far as they are plain data, and the same in another process; of others only the type."""
+    if not args and not kwargs:
+        return ""
+    try:
+        return json.dumps([args, kwargs], sort_keys=True, default=_plain)
+    except (TypeError, ValueError, RecursionError):  # keys that can't be sorted, a list that holds itself
+        return json.dumps([_plain(value) for value in (*args, *kwargs.values())])
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value)) if all(isinstance(item, (str, int, bytes)) for item in value) else "set"
+    if isinstance(value, enum.Enum) or type(value).__module__ in ("datetime", "decimal", "fractions", "uuid"):
+        return repr(value)
+    return type(value).__qualname__
 
 
 DONE = Answered(status=200)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import pickle
 import threading
+import uuid
 import weakref
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import pytest
@@ -287,6 +290,51 @@ def test_a_scope_gives_each_content_and_occurrence_a_key(clock: VirtualClock, le
                     continue
     assert fn.calls == 3
     assert len(list(ledger.records())) == 3
+
+
+def test_scope_a_job_run_again_in_another_order_repeats_nothing_and_leaves_nobody_out(
+    clock: VirtualClock, ledger: MemoryLedger
+) -> None:
+    engine = engine_of(clock, ledger=ledger)
+    sent: list[object] = []
+
+    def send(to: str, about: object) -> None:
+        sent.append(to)
+
+    remind = engine.retry(on=OSError)(send)
+    about = {"on": date(2026, 11, 24), "order": uuid.UUID(int=7), "of": {"b", "a"}, "as": b"text", "by": Effect.APPLIED}
+    for people in (["ann", "bob"], ["eve", "bob", "ann"]):
+        with operation(scope="job-7"):
+            for one in people:
+                with contextlib.suppress(AlreadyDone):
+                    engine.run(send, one, about)
+                with contextlib.suppress(AlreadyDone):
+                    remind(one, about=about)
+    assert sent == ["ann", "ann", "bob", "bob", "eve", "eve"]
+
+
+def test_another_argument_under_one_key_is_another_content(clock: VirtualClock, ledger: MemoryLedger) -> None:
+    engine = engine_of(clock, ledger=ledger)
+    sent: list[object] = []
+    with operation(key="receipt/42"):
+        engine.run(sent.append, 42)
+    with operation(key="receipt/42"), pytest.raises(KeyReused):
+        engine.run(sent.append, 43)
+    with operation(key="receipt/42"), pytest.raises(AlreadyDone):
+        engine.run(sent.append, 42)
+    assert sent == [42]
+
+
+def test_arguments_that_are_no_data_are_no_content(clock: VirtualClock, ledger: MemoryLedger) -> None:
+    """An object is another one in the next process: only its type is the same."""
+    engine = engine_of(clock, ledger=ledger)
+    endless: list[object] = []
+    endless.append(endless)
+    for key, argument in enumerate((Script, lambda: {object(): 1, 2: 3}, lambda: endless, lambda: "\ud800")):
+        with operation(key=f"job/{key}"):
+            engine.run(repr, argument())
+        with operation(key=f"job/{key}"), pytest.raises(AlreadyDone):
+            engine.run(repr, argument())
 
 
 def test_a_long_wait_is_deferred_and_counted_over_runs(clock: VirtualClock, ledger: MemoryLedger) -> None:
