@@ -21,7 +21,7 @@ from retrypolicy.guard.ledger import Ledger
 from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.guard.operation import Operation, current_operation
 from retrypolicy.guard.reconcile import Reconciler, checked, reconciler_for
-from retrypolicy.outcome import Reason
+from retrypolicy.outcome import Effect, Reason
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.providers.together import at_hosts, with_rules
@@ -196,7 +196,8 @@ class Engine(Driver):
     ) -> Call:
         """The call for a hop (a redirect, an auth handler's second try) that belongs to an earlier one.
 
-        It has the same end. It has the same key only for the same method at the same origin.
+        It has the same end, and tells of the earlier attempts, too. It has the same key only for the same method at the
+        same origin.
         """
         host, _ = _place(url)
         keyed = same_origin and method == before.method
@@ -215,13 +216,32 @@ class Engine(Driver):
             digest=before.digest if keyed else b"",
             fingerprint=before.fingerprint if keyed else b"",
             provider=provider,
-            honoured=before.honoured if keyed else False,
+            honoured=same_origin and self.honours_again(before, method, url),
             hooked=hooked,
             not_after=before.not_after,
         )
         call.generation = before.generation
         call.follows(before)
         return call
+
+    def honours_again(self, before: Call, method: str, url: str) -> bool:
+        """Does the provider honour the key of an earlier hop on this one, at the same origin, as well?"""
+        return (
+            before.honoured
+            and method == before.method
+            and before.provider is not None
+            and before.provider.honours(method, *_place(url))
+        )
+
+    def may_follow(self, call: Call, method: str, url: str, *, same_origin: bool) -> bool:
+        """May an answer of this call lead to that request? If that repeats it: only where any repeat is safe.
+
+        Another origin knows nothing of the key. So what may have been applied is not sent there, even if the last
+        answer was a 307, which says that it did nothing.
+        """
+        if method != call.method or call.idempotent or call.accepts_duplicates or self.mode == "observe":
+            return True
+        return call.effect is Effect.NOT_APPLIED or (same_origin and self.honours_again(call, method, url))
 
     def _key(self, own: str | None, content: bytes) -> Key | None:
         operation = current_operation()

@@ -81,7 +81,7 @@ class Call(Guarded):
         reason = Reason.LIFETIME_OVER
         if self.not_after is not None and self.engine.clock.now() >= self.not_after:
             refusal = DeadlineExceeded("the call's time was over before this attempt; nothing was sent")
-        elif self._records and self._key_is_forgotten():
+        elif self._key_is_forgotten():
             reason, refusal = Reason.UNSAFE, SendHeld("the provider may have forgotten the key by now")
         elif self.policy.breaker is not None:
             wait = spending.breaker_wait(self)

@@ -31,10 +31,12 @@ class State:
         "_asked",
         "_checked",
         "_claimed",
+        "_earlier",
         "_effect",
         "_end",
         "_fence",
         "_first_armed",
+        "_hops",
         "_in_the_way",
         "_joining",
         "_over",
@@ -148,6 +150,8 @@ class State:
         self._started = 0.0
         # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
         self._records: list[tuple[Any, ...]] = []
+        self._hops: tuple[tuple[Any, ...], ...] = ()  # the same of the call's earlier hops
+        self._earlier = 0  # how many attempts they made that `attempts` does not count
         if self.guarded:
             self._owner = os.urandom(16)
 
@@ -162,6 +166,11 @@ class State:
         return self.guarded and self.policy.guard.on_unknown == "resend"
 
     @property
+    def effect(self) -> Effect:
+        """That of the call so far: of its worst attempt."""
+        return self._effect
+
+    @property
     def key_until(self) -> float | None:
         """Until when the provider honours the call's key on a repeat."""
         if not self.honoured or self.provider is None or self.provider.key is None:
@@ -172,8 +181,19 @@ class State:
         return started + self.provider.key.window - self.provider.key.margin
 
     def follows(self, before: State) -> None:
-        """This hop shares the time of the call it belongs to, and its prospects."""
+        """This hop belongs to a call: it shares its time and its prospects, and what it reports is about all of it."""
         self._started, self._end, self.defers = before._started, before._end, before.defers
+        self.first_seen, self._first_armed = before.first_seen, before._first_armed
+        self.tainted = before.tainted
+        if before._effect is Effect.APPLIED:
+            self._effect = before._effect
+        self._hops = (*before._hops, *before._numbered())
+        counted = self.guarded and before.guarded and before.tainted  # by the ledger, in the record that goes on
+        self._earlier = before._earlier + (0 if counted else before.attempts)
+
+    def _numbered(self) -> list[tuple[Any, ...]]:
+        """The attempts of this run, numbered over all hops."""
+        return [(record[0] + self._earlier, *record[1:]) for record in self._records]
 
     def _key_is_forgotten(self) -> bool:
         """The wait took longer than planned, and a repeat is no longer covered by the key."""
@@ -197,8 +217,8 @@ class State:
     def report(self) -> Report:
         """What became of the call so far."""
         return Report(
-            attempts=tuple(_attempt_report(*record) for record in self._records),
-            total_attempts=self.attempts,
+            attempts=tuple(_attempt_report(*record) for record in (*self._hops, *self._numbered())),
+            total_attempts=self._earlier + self.attempts,
             effect=self._effect,
             reason=self._reason,
             first_seen=self.first_seen,

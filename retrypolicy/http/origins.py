@@ -11,4 +11,9 @@ def origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS.get(parts.scheme.lower())
 
 
+def same_origin(url: str, other: str) -> bool:
+    """Do they speak of the same server?"""
+    return origin(url) == origin(other)
+
+
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -6,12 +6,18 @@ through whatever code re-sends them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
+from requests.sessions import SessionRedirectMixin
 
 from retrypolicy.call import Call
-from retrypolicy.http.origins import origin
+from retrypolicy.http.origins import same_origin
+
+if TYPE_CHECKING:
+    _Response = requests.Response
+else:
+    _Response = object  # mixed into whatever class the response has
 
 _NAME = "retrypolicy"
 
@@ -21,13 +27,13 @@ class Hop:
 
     def __init__(self, call: Call, url: str) -> None:
         self.call = call
-        self._origin = origin(url)
+        self._url = url
 
     def bind(self, request: requests.PreparedRequest) -> None:
         request.hooks[_NAME] = [self]
 
     def same_origin(self, url: str) -> bool:
-        return self._origin == origin(url)
+        return same_origin(self._url, url)
 
     def __call__(self, response: Any, *args: Any, **kwargs: Any) -> None:
         """A hook of no effect, for code that calls all hooks."""
@@ -44,3 +50,35 @@ def hop_of(request: requests.PreparedRequest) -> Hop | None:
     """The call that this request goes on with, taken from it: each hop is used once."""
     found = request.hooks.pop(_NAME, None) if request.hooks else None
     return found[0] if found and isinstance(found[0], Hop) else None
+
+
+def method_after(response: requests.Response, method: str) -> str:
+    """The method with which requests follows this redirect."""
+    following = requests.PreparedRequest()
+    following.method = method
+    SessionRedirectMixin().rebuild_method(following, response)
+    return following.method
+
+
+class _Stays(_Response):
+    """Mixed in front of a response's class."""
+
+    @property
+    def is_redirect(self) -> bool:
+        """No: what it answers may have taken effect, and is not sent again to where it leads."""
+        return False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _usual, (type(self).__mro__[2], self.__getstate__())  # pickle finds no class that was made on the way
+
+
+def _usual(cls: type[requests.Response], state: Any) -> requests.Response:
+    response = cls.__new__(cls)
+    response.__setstate__(state)
+    return response
+
+
+def stay(response: requests.Response) -> None:
+    """Have a redirect returned to the caller, instead of followed by requests."""
+    cls = type(response)
+    response.__class__ = type(cls.__name__, (_Stays, cls), {"__module__": cls.__module__})

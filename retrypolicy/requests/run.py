@@ -15,7 +15,7 @@ from retrypolicy.outcome import Answered, Reason
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.requests.content import is_cut_short, read
 from retrypolicy.requests.errors import as_requests_error
-from retrypolicy.requests.hops import Hop, hop_of
+from retrypolicy.requests.hops import Hop, hop_of, method_after, stay
 from retrypolicy.requests.replay import replayed_response
 from retrypolicy.requests.unbuilt import Unbuilt, build
 from retrypolicy.urllib3.answers import huge
@@ -87,7 +87,11 @@ class Run(Sending):
 
     def _finish_unusual(self, decision: Decision, response: requests.Response) -> requests.Response:
         call = self.call
-        if response.status_code in _FOLLOWED:
+        if response.is_redirect and not self.may_go_on(
+            method_after(response, self.method), response.headers["location"]
+        ):
+            stay(response)
+        elif response.status_code in _FOLLOWED:
             Hop(call, self.url).bind(self._original)
         sent_before: requests.Response | None = self.sent_before(decision, response.status_code)
         if sent_before is not None:

@@ -9,7 +9,7 @@ from urllib3.exceptions import MaxRetryError
 from urllib3.util import Retry
 from urllib3.util.retry import RequestHistory
 
-from retrypolicy.http.origins import origin
+from retrypolicy.http.origins import same_origin
 from retrypolicy.reports import attach
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Redirects(Retry):
 
     def same_origin(self, url: str) -> bool:
         """Is this at the origin of the hop before?"""
-        return origin(self.url) == origin(url)
+        return same_origin(self.url, url)
 
     def increment(self, *args: Any, **kwargs: Any) -> Redirects:
         """For the next hop. Raises MaxRetryError if there were too many, or the last one is not followed."""

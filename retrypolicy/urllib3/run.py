@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import DecodeError, HostChangedError, MaxRetryError, ResponseError, UnrewindableBodyError
@@ -14,7 +13,7 @@ from retrypolicy.call import Call
 from retrypolicy.decision import Decision, raises
 from retrypolicy.errors import RetryPolicyError
 from retrypolicy.http.origins import DEFAULT_PORTS
-from retrypolicy.outcome import Answered, Effect
+from retrypolicy.outcome import Answered
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.urllib3.answers import cut_short, discard, huge, replayed, set_retries
 from retrypolicy.urllib3.errors import as_urllib3_error
@@ -114,23 +113,14 @@ class Run(Sending):
             set_retries(response, self.retries)
         location = response.get_redirect_location()
         self._hops.over(call, self.url, self.body, self._past)
-        self._hops.stays = bool(location) and response.status != 303 and not self._may_go_on(str(location))
+        following = "GET" if response.status == 303 else self.method
+        self._hops.stays = bool(location) and not self.may_go_on(following, str(location))
         attach_call(response, call)
         if raises(call.policy, Answered(status=response.status), decision):
             raise self._exhausted(response)
         if self.stream and self.watch is not None and not (location and self._hops.followed):
             self.watch.deadline = None  # the body is the caller's to read, in their own time
         return response
-
-    def _may_go_on(self, location: str) -> bool:
-        """May the request be sent again to where a redirect leads? As any other repeat: only where that is safe.
-
-        urllib3 repeats every request after a 301 or 302, which do not say that nothing was done.
-        """
-        call = self.call
-        if call.idempotent or self.engine.mode == "observe" or call.report().effect is Effect.NOT_APPLIED:
-            return True
-        return call.honoured and self._hops.same_origin(urljoin(self.url, location))
 
     def _exhausted(self, response: BaseHTTPResponse) -> MaxRetryError:
         """What urllib3 makes of an answer when `raise_on_status` is set and its retries are used up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from urllib3.util import Retry, Timeout
 from urllib3.util.retry import RequestHistory
@@ -12,6 +13,7 @@ from urllib3.util.retry import RequestHistory
 from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.decision import Decision
 from retrypolicy.errors import CallRefused, RetryPolicyError
+from retrypolicy.http.origins import same_origin
 from retrypolicy.http.pushback import pushback
 from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage, interrupts
 from retrypolicy.reports import attach, attach_call
@@ -146,6 +148,11 @@ class Sending:
         if made is not None and self._unread:
             discard(self.raw(self.response))
         return made
+
+    def may_go_on(self, method: str, location: str) -> bool:
+        """May the redirect that was the answer be followed, with this method?"""
+        url = urljoin(self.url, location)
+        return self.engine.may_follow(self.call, method, url, same_origin=same_origin(self.url, url))
 
     # -- one attempt ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import spnego
 from requests.adapters import HTTPAdapter
 from requests_ntlm import HttpNtlmAuth
 
-from retrypolicy import operation
+from retrypolicy import operation, report
 from retrypolicy.errors import SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.testing import Answer, Close, FaultServer, Request
@@ -65,6 +65,10 @@ def test_the_handshake_goes_through_us_and_stays_one_call(auth: HttpNtlmAuth, op
         assert server.connections == 1
     assert [record.phase for record in ledger.records()] == [Phase.DONE]
     assert [each.status_code for each in response.history] == [401, 401]
+    found = report(response)
+    assert found is not None
+    assert found.total_attempts == 3
+    assert [attempt.status for attempt in found.attempts] == [401, 401, 200]
 
 
 @shapes

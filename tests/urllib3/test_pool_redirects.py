@@ -41,6 +41,10 @@ def test_a_redirect_to_the_same_origin_goes_on_with_its_call(by: str) -> None:
     assert response.retries is not None
     history = [(entry.status, entry.redirect_location) for entry in response.retries.history]
     assert history == [(503, None), (307, "/elsewhere"), (503, None)]
+    found = report(response)
+    assert found is not None
+    assert [(a.number, a.status) for a in found.attempts] == [(1, 503), (2, 307), (3, 503), (4, 200)]
+    assert found.total_attempts == 4
 
 
 @pytest.mark.parametrize("by", ["manager", "pool"])
@@ -114,10 +118,23 @@ def test_what_may_be_sent_again_is(method: str, options: dict[str, Any]) -> None
 
 
 def test_after_a_lost_answer_not_even_a_307_leads_to_another_origin() -> None:
+    ledger = MemoryLedger()
     with FaultServer([Answer(200)]) as other, FaultServer([Close("request"), moved(307, other.url())]) as server:
-        with RetryPoolManager(AT_ONCE, provider=honouring()) as manager, operation(key="k"):
+        with RetryPoolManager(AT_ONCE, provider=honouring(), ledger=ledger) as manager, operation(key="k"):
             assert manager.request("POST", server.url(), body=b"pay").status == 307
         assert (server.complete, other.complete) == (2, 0)
+    assert [r.phase for r in ledger.records()] == [Phase.HELD]
+
+
+def test_a_lost_answer_is_remembered_over_a_hop_to_the_same_origin() -> None:
+    with FaultServer([Answer(200)]) as other:
+        with FaultServer([Close("request"), moved(307), moved(307, other.url())]) as server:
+            with RetryPoolManager(AT_ONCE, provider=honouring()) as manager, operation(key="k"):
+                response = manager.request("POST", server.url(), body=b"pay")
+        assert (response.status, server.complete, other.complete) == (307, 3, 0)
+    found = report(response)
+    assert found is not None
+    assert (found.effect, found.total_attempts) == (Effect.UNKNOWN, 3)
 
 
 def test_an_operations_policy_holds_on_every_hop() -> None:
