@@ -127,10 +127,10 @@ def test_after_a_lost_answer_not_even_a_307_leads_to_another_origin() -> None:
 
 
 def test_a_lost_answer_is_remembered_over_a_hop_to_the_same_origin() -> None:
-    with FaultServer([Answer(200)]) as other:
-        with FaultServer([Close("request"), moved(307), moved(307, other.url())]) as server:
-            with RetryPoolManager(AT_ONCE, provider=honouring()) as manager, operation(key="k"):
-                response = manager.request("POST", server.url(), body=b"pay")
+    with FaultServer([Answer(200)]) as other, RetryPoolManager(AT_ONCE, provider=honouring()) as manager:
+        script = [Close("request"), moved(307), moved(307, other.url())]
+        with FaultServer(script) as server, operation(key="k"):
+            response = manager.request("POST", server.url(), body=b"pay")
         assert (response.status, server.complete, other.complete) == (307, 3, 0)
     found = report(response)
     assert found is not None
