@@ -59,7 +59,7 @@ def configure() -> None:
                     "max_wait": 0.2,
                     "total_timeout": 10.0,
                     "attempt_timeout": 10.0,
-                    "lifetime": 600.0,
+                    "lifetime": 86400.0,
                     "backoff": {"type": "exponential", "base": 0.01, "cap": 0.05},
                     "guard": {"lease": LEASE},
                 },

@@ -24,7 +24,7 @@ from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.db import connection as database
 from django.db import transaction
-from django.db.models.signals import pre_save
+from django.db.models.signals import post_save, pre_save
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
@@ -622,7 +622,8 @@ def test_an_administrator_may_delete_it(queue: Queue) -> None:
     assert queue.rows == []
 
 
-def test_the_database_fails_after_the_message_was_sent(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=["before", "after"])
+def test_the_database_fails_after_the_message_was_sent(queue: Queue, signal: Any) -> None:
     """Stock django-mailer ends with a RuntimeError, and sends it twice."""
     from django.db import OperationalError
     from mailer.models import MessageLog
@@ -633,16 +634,42 @@ def test_the_database_fails_after_the_message_was_sent(queue: Queue, monkeypatch
     message("one").send()
     message("two").send()
     with queue.answers(OK):
-        pre_save.connect(locked, sender=MessageLog)
+        signal.connect(locked, sender=MessageLog)
         try:
             queue.send()
             assert queue.subjects == ["one", "two"]
         finally:
-            pre_save.disconnect(locked, sender=MessageLog)
+            signal.disconnect(locked, sender=MessageLog)
         queue.later(6)
         assert queue.subjects == ["one", "two"]
     assert queue.rows == []
-    assert [entry[0] for entry in queue.log] == ["sent", "sent"]
+    assert {entry[0] for entry in queue.log} == {"sent"}
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=["before", "after"])
+def test_the_database_fails_when_a_message_is_put_off(queue: Queue, signal: Any) -> None:
+    """It stays as it was, and the next one has its turn."""
+    from django.db import OperationalError
+
+    from retrypolicy.queues.django_mailer.models import Deferral
+
+    def locked(**kwargs: Any) -> None:
+        raise OperationalError("database is locked")
+
+    message("one").send()
+    message("two").send()
+    with queue.answers(later(30), OK):
+        signal.connect(locked, sender=Deferral)
+        try:
+            queue.send()
+        finally:
+            signal.disconnect(locked, sender=Deferral)
+        assert queue.subjects == ["one", "two"]
+        [row] = queue.rows
+        assert (row.email.subject, row.priority) == ("one", 2)
+        queue.send()
+        assert queue.waiting == [("retry", 30)]
+        assert queue.subjects == ["one", "two"]
 
 
 def test_no_secret_is_kept(queue: Queue) -> None:
@@ -695,17 +722,23 @@ def test_failover(queue: Queue) -> None:
 
 
 def test_a_lock_whose_owner_is_dead(queue: Queue) -> None:
+    from mailer import engine
+
     from retrypolicy.queues.django_mailer import lock
 
     message().send()
+    _, made = engine.acquire_lock()  # and then it dies
     file = Path(lock.lock_file())
-    file.touch()
+    os.rename(made.unique_name, file.with_name("another process"))
+    other = file.with_name("something else")
+    other.touch()
     with queue.answers(OK):
         queue.send()
         assert queue.subjects == []
         assert queue.due() == "0 message(s) due; waiting: none"  # it may have been taken this moment
         os.utime(file, (0, 0))
-        assert queue.due().startswith("removed a stale lock: ")
+        assert queue.due() == f"removed a stale lock: {file}\n0 message(s) due; waiting: none"
+        assert list(file.parent.iterdir()) == [other]
         queue.send()
         assert queue.subjects == ["one"]
     assert not file.exists()

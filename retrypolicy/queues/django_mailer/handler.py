@@ -48,7 +48,6 @@ def on_error(connection: Any, message: Message, error: Exception) -> tuple[Any, 
     except DatabaseError as broken:
         # django-mailer takes an OperationalError for another sender's lock, and would end.
         logger.error("message %s stays in the queue: the database refused (%s)", message.pk, type(broken).__name__)
-        transaction.set_rollback(True)
         return connection, "deferred"
 
 

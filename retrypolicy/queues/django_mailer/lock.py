@@ -5,6 +5,7 @@ Whoever sends holds a lock of the operating system on that file, too: this one e
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -21,7 +22,7 @@ GRACE = 60.0
 
 def lock_file() -> str:
     """Where it is: as `MAILER_LOCK_PATH` says, or in the working directory."""
-    return str(_lock().lock_file)
+    return str(lockfile.FileLock(engine.LOCK_PATH or "send_mail").lock_file)
 
 
 def hold(owner: object) -> None:
@@ -49,16 +50,17 @@ def break_stale() -> bool:
     except FileNotFoundError:
         return False
     try:
-        if SystemClock().now() < os.fstat(descriptor).st_mtime + GRACE:
+        found = os.fstat(descriptor)
+        if SystemClock().now() < found.st_mtime + GRACE:
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _lock().break_lock()
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
+    # The lock is a second name of a file that is named after its owner: both go.
+    for file in list(os.scandir(os.path.dirname(lock_file()))):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(file.stat(follow_symlinks=False), found):
+                os.unlink(file)
     return True
-
-
-def _lock() -> lockfile.LockBase:
-    return lockfile.FileLock(engine.LOCK_PATH or "send_mail")
