@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,20 @@ def eight_threads(path: str, sends: int) -> list[float]:
         return [t for times in pool.map(send, range(8)) for t in times]
 
 
-def many_keys(folder: Path, keys: int, rounds: int) -> None:
+def many_keys(folder: Path, sizes: list[int], rounds: int) -> None:
     """The cost of an arm does not depend on how many keys there are; a step of the purge stays short."""
     path = folder / "many.db"
     ledger, small = SQLiteLedger(path), SQLiteLedger(folder / "few.db")
     pair(ledger)
-    ledger.close()
-    fill(path, keys)
-    few, many = turns(lambda: pair(small), lambda: pair(ledger), rounds=rounds)
-    say(f"SQLite: pair at {keys:,} keys, of one in an empty file", f"{many / few:.2f}", "about 1")
+    for before, keys in pairwise([0, *sizes]):
+        ledger.close()
+        fill(path, keys - before)
+        few, many = turns(lambda: pair(small), lambda: pair(ledger), rounds=rounds)
+        say(f"SQLite: pair at {keys:,} keys, of one among few", f"{many / few:.2f}", "about 1")
+    purge("SQLite", ledger)
+
+
+def purge(store: str, ledger: Ledger) -> None:
     times: list[float] = []
     while len(times) < 400:
         began = time.perf_counter()
@@ -140,8 +146,8 @@ def many_keys(folder: Path, keys: int, rounds: int) -> None:
         times.append((time.perf_counter() - began) * 1e3)
         if not count:
             break
-    say("SQLite: step of a purge there, the median", f"{statistics.median(times):.1f} ms")
-    say("SQLite: step of a purge there, the slowest", f"{max(times):.1f} ms", "at most 50")
+    say(f"{store}: step of a purge there, the median", f"{statistics.median(times):.1f} ms")
+    say(f"{store}: step of a purge there, the slowest", f"{max(times):.1f} ms", "at most 50")
 
 
 def fill(path: Path, keys: int) -> None:
@@ -165,10 +171,10 @@ def fill(path: Path, keys: int) -> None:
     connection.close()
 
 
-def valkey(rounds: int) -> None:
+def valkey(rounds: int, sizes: list[int]) -> None:
     from tests.guard.servers import Valkey
 
-    server = Valkey()
+    server = Valkey(auto_aof_rewrite_percentage="0", enable_debug_command="local")
     try:
         ledger, client = open_ledger(server.url), server.client()
 
@@ -184,23 +190,67 @@ def valkey(rounds: int) -> None:
         say("Valkey, AOF always: pair", f"{ours:.0f} us")
         say("Valkey, AOF always: pair, in two bare SETs", f"{ours / sets:.2f}")
         say("Valkey: round trips of a send", str(trips), "at most 2")
+        many_keys_in_valkey(server, sizes, rounds)
     finally:
         server.remove()
 
 
-def postgres(rounds: int) -> None:
+def many_keys_in_valkey(server: Any, sizes: list[int], rounds: int) -> None:
+    """The server itself deletes what has expired: senders may have to wait for that."""
+    few, many = open_ledger(server.url), open_ledger(server.url.removesuffix("0") + "1")
+    client = server.client(db=1, socket_timeout=600)
+    pair(many)
+    one = client.randomkey()
+    copy = client.register_script(VALKEY_COPIES)
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    for before, keys in pairwise([0, *sizes]):
+        client.config_set("appendfsync", "no")
+        for number in range(before, keys, 10_000):
+            copy(keys=[one], args=[number, min(keys, number + 10_000)])
+        client.config_set("appendfsync", "always")
+        at_few, at_many = turns(lambda: pair(few), lambda: pair(many), rounds=rounds)
+        say(f"Valkey: pair at {keys:,} keys, of one among few", f"{at_many / at_few:.2f}", "about 1")
+
+    def slowest_pair() -> float:
+        took, end = 0.0, time.perf_counter() + 20
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            pair(many)
+            took = max(took, time.perf_counter() - began)
+        return took * 1e3
+
+    say("Valkey: slowest pair there in 20 s", f"{slowest_pair():.1f} ms")
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "1")
+    took, deleted = slowest_pair(), client.info("stats")["expired_keys"]
+    say(f"Valkey: the same, while {deleted:,} expired keys get deleted", f"{took:.1f} ms")
+
+
+# Copies of a record under random keys, number ARGV[1] to ARGV[2]; one of four expires at once.
+VALKEY_COPIES = """
+for number = ARGV[1] + 1, ARGV[2] do
+  local name = redis.sha1hex(number) .. redis.sha1hex(-number)
+  name = 'retrypolicy:send:' .. string.sub(name, 1, 64)
+  redis.call('COPY', KEYS[1], name)
+  if number % 4 == 0 then redis.call('PEXPIRE', name, 1) end
+end
+"""
+
+
+def postgres(rounds: int, sizes: list[int]) -> None:
     import psycopg
 
     from tests.guard.servers import Postgres
 
     server = Postgres()
     try:
+        connection = psycopg.connect(server.dsn, autocommit=True)
+        for setting in ("fsync = on", "shared_buffers = '128MB'"):  # as installed; tests do with less
+            connection.execute(f"ALTER SYSTEM SET {setting}")
+        connection.close()
+        server.kill()
+        server.start()
         ledger = open_ledger(server.url)
         connection = psycopg.connect(server.dsn, autocommit=True, prepare_threshold=0)
-        for setting in ("ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()"):  # tests do without
-            connection.execute(setting)
-        while connection.execute("SHOW fsync").fetchone() != ("on",):
-            time.sleep(0.1)
         connection.execute("CREATE TABLE bare (key bytea PRIMARY KEY, row bytea)")
 
         def bare() -> None:
@@ -209,10 +259,42 @@ def postgres(rounds: int) -> None:
         ours, insert = turns(lambda: pair(ledger), bare, rounds=rounds)
         say("PostgreSQL: pair", f"{ours:.0f} us")
         say("PostgreSQL: pair, in bare synced INSERTs", f"{ours / insert:.2f}")
+        many = open_ledger(f"{server.url}&table=many")
+        pair(many)
+        for before, keys in pairwise([0, *sizes]):
+            copy_in_postgres(connection, before, keys)
+            at_few, at_many = turns(lambda: pair(ledger), lambda: pair(many), rounds=rounds)
+            say(f"PostgreSQL: pair at {keys:,} keys, of one among few", f"{at_many / at_few:.2f}", "about 1")
+        purge("PostgreSQL", many)
         connection.close()
         ledger.close()
+        many.close()
     finally:
         server.remove()
+
+
+def copy_in_postgres(connection: Any, before: int, keys: int) -> None:
+    """Copies of the one record, under random keys; one of 16 has expired."""
+    columns = [
+        name for (name,) in connection.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'many'::regclass AND attnum > 0 AND attgenerated = ''"
+        )
+    ]  # fmt: skip
+    new = {
+        "key": "sha256(n::text::bytea)",
+        "expires": "extract(epoch FROM clock_timestamp()) + CASE WHEN n % 16 = 0 THEN -1 - n * 1e-6 ELSE 1e6 + n END",
+    }
+    [(index,)] = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'many_collect'").fetchall()
+    connection.execute("ALTER TABLE many DROP CONSTRAINT many_pkey")
+    connection.execute("DROP INDEX many_collect")
+    connection.execute(
+        f"INSERT INTO many ({', '.join(columns)}) SELECT {', '.join(new.get(name, 'r.' + name) for name in columns)} "
+        f"FROM (SELECT * FROM many LIMIT 1) r, generate_series({before + 1}, {keys}) n"
+    )
+    connection.execute("ALTER TABLE many ADD PRIMARY KEY (key)")
+    connection.execute(index)
+    connection.execute("VACUUM ANALYZE many")
+    connection.execute("CHECKPOINT")
 
 
 def fingerprints(rounds: int) -> None:
@@ -243,7 +325,7 @@ def fingerprints(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--keys", type=int, default=100_000, help="for the cost among many keys")
+    parser.add_argument("--keys", type=int, nargs="+", default=[100_000], help="for the cost among many keys; rising")
     args = parser.parse_args()
     logging.getLogger("retrypolicy").setLevel(logging.ERROR)  # that each ledger is new and empty
     gc.disable()
@@ -255,7 +337,7 @@ def main() -> None:
         many_keys(Path(name), args.keys, args.rounds)
     for store in (valkey, postgres):
         try:
-            store(args.rounds)
+            store(args.rounds, args.keys)
         except ImportError as error:
             say(store.__name__, f"left out: no {error.name}")
 

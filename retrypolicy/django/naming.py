@@ -56,7 +56,7 @@ def name_of(message: EmailMessage, *, remembers: bool) -> Name:
     Raises `ConfigurationError` for a key that can't be one, and `KeyReused` for another message in one operation.
     """
     outer = current_operation()
-    label = getattr(message, "retry_label", "")
+    label = str(getattr(message, "retry_label", None) or "")  # it may be a translation, which comes lazily
     not_after = _not_after(getattr(message, "not_after", None))
     policy = None
     if outer is not None:

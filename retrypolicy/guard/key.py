@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from attrs import frozen
 
-from retrypolicy.errors import ConfigurationError
+from retrypolicy.errors import ConfigurationError, PolicyError
 
 if TYPE_CHECKING:
     from retrypolicy.guard.ledger import Ledger, Record
@@ -23,6 +23,7 @@ SECRET_VARIABLE = "RETRYPOLICY_SECRET"  # noqa: S105 - the name of a variable
 MAX_KEY_LENGTH = 1024
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def check_key(key: object) -> str:
@@ -35,7 +36,16 @@ def check_key(key: object) -> str:
         raise ConfigurationError(f"key: {len(key)} characters are not allowed; must be at most {MAX_KEY_LENGTH}")
     if _CONTROL.search(key):
         raise ConfigurationError("key: control characters are not allowed")
+    if _UNSTORABLE.search(key):
+        raise ConfigurationError("key: surrogates are not allowed; must be text that UTF-8 can encode")
     return key
+
+
+def check_label(label: object) -> str:
+    """The label, if every ledger can keep it. Raises `PolicyError` before anything is sent."""
+    if not isinstance(label, str) or _UNSTORABLE.search(label):
+        raise PolicyError.of("label", label, "a str that UTF-8 can encode, without NUL")
+    return label
 
 
 @frozen

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from retrypolicy.errors import ConfigurationError, KeyReused, PolicyError
-from retrypolicy.guard.key import Key, check_key
+from retrypolicy.guard.key import Key, check_key, check_label
 from retrypolicy.policy import RetryPolicy
 
 
@@ -79,7 +79,7 @@ def operation(
     label: for people, in lists of held keys; keep it free of addresses.
     not_after: wall-clock seconds since the epoch after which the call must not be sent any more.
 
-    Raises `ConfigurationError` for a key that can't be one, or for both key and scope.
+    Raises `ConfigurationError` for a key that can't be one, or for both key and scope; `PolicyError` for the others.
     """
     if key is not None and scope is not None:
         raise ConfigurationError("operation: key and scope are not allowed together; give one of them")
@@ -89,7 +89,9 @@ def operation(
         check_key(scope)
     if policy is not None and not isinstance(policy, RetryPolicy):
         raise PolicyError.of("operation.policy", policy, "a RetryPolicy, or None")
-    op = Operation(key=key, scope=scope, policy=policy, label=label, not_after=not_after)
+    if not_after is not None and (not isinstance(not_after, (int, float)) or not_after != not_after):
+        raise PolicyError.of("operation.not_after", not_after, "seconds since the epoch, or None")
+    op = Operation(key=key, scope=scope, policy=policy, label=check_label(label), not_after=not_after)
     token = _current.set(op)
     try:
         yield op

@@ -174,7 +174,7 @@ def connect(url: str, timeout: float, kind: str = "") -> Any:
         raise ConfigurationError("a ledger in Redis needs the package redis: pip install 'retrypolicy[redis]'")
     url = "redis" + url.removeprefix("valkey") if url.startswith("valkey") else url
     try:
-        return module.from_url(
+        client = module.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout / 2,
@@ -186,6 +186,12 @@ def connect(url: str, timeout: float, kind: str = "") -> Any:
             "ledger: this URL is not allowed; must be redis://, rediss://, valkey:// or valkeys:// with a host, "
             "a port and the number of a database"
         ) from None
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # does not connect yet
+    except Exception as error:  # it says what it does not know, and in a class of its library's own
+        raise ConfigurationError(f"ledger: the options in this URL are not allowed: {error}") from None
+    return client
 
 
 def split_options(url: str) -> tuple[str, dict[str, Any]]:

@@ -334,7 +334,7 @@ def path_of(url: str) -> str:
     """The file that a `sqlite:` URL names. Raises `ConfigurationError` for one that names none."""
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
-    if parts.netloc or parts.fragment or not path or path == ":memory:":
+    if parts.netloc or parts.fragment or not path or path == ":memory:" or "\0" in path:
         raise ConfigurationError(
             f"ledger {url!r} is not allowed; must be sqlite:///relative.db or sqlite:////absolute.db "
             "(memory: keeps records in the process)"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from requests.models import RequestEncodingMixin
 
 from retrypolicy import Constant, Engine, RetryPolicy, operation
-from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, SendHeld
+from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, PolicyError, SendHeld
 from retrypolicy.guard import Key, Ledger, MemoryLedger, Phase, open_ledger
 from retrypolicy.guard.key import Secret, content_of, fingerprint, key_digest
 from retrypolicy.guard.ledger import Record, Refused, Take, Taken
@@ -241,7 +241,7 @@ def test_an_empty_secret_is_refused(given: Any) -> None:
         Secret.of(given)
 
 
-@pytest.mark.parametrize("key", ["", " ", "a\nb", "a\x00", "\x7f", "k" * 1025, 7])
+@pytest.mark.parametrize("key", ["", " ", "a\nb", "a\x00", "\x7f", "\ud800", "k" * 1025, 7])
 @pytest.mark.parametrize("place", ["operation", "header"])
 def test_a_bad_key_is_one_error_before_anything_is_sent(key: Any, place: str) -> None:
     ledger = MemoryLedger()
@@ -255,6 +255,16 @@ def test_a_bad_key_is_one_error_before_anything_is_sent(key: Any, place: str) ->
                 session.post(server.url(), data=b"x", headers={"Idempotency-Key": key})
         assert server.requests == ()
         assert not ledger.counts()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"label": 42}, {"label": "a\0b"}, {"label": "\udcff"}, {"not_after": "today"}, {"not_after": float("nan")}],
+)
+def test_what_an_operation_can_not_carry_is_one_error_before_it_begins(wrong: dict[str, Any]) -> None:
+    [name] = wrong
+    with pytest.raises(PolicyError, match=rf"{name}.* is not allowed; must be"), operation(key="k", **wrong):
+        pytest.fail("it began")
 
 
 # -- fingerprints --------------------------------------------------------------------------------
