@@ -6,6 +6,7 @@ It is a ContextVar: threads of a pool do not inherit it.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -89,7 +90,7 @@ def operation(
         check_key(scope)
     if policy is not None and not isinstance(policy, RetryPolicy):
         raise PolicyError.of("operation.policy", policy, "a RetryPolicy, or None")
-    if not_after is not None and (not isinstance(not_after, (int, float)) or not_after != not_after):
+    if not_after is not None and not _is_time(not_after):
         raise PolicyError.of("operation.not_after", not_after, "seconds since the epoch, or None")
     op = Operation(key=key, scope=scope, policy=policy, label=check_label(label), not_after=not_after)
     token = _current.set(op)
@@ -97,3 +98,7 @@ def operation(
         yield op
     finally:
         _current.reset(token)
+
+
+def _is_time(given: object) -> bool:
+    return isinstance(given, (int, float)) and not math.isnan(given)
