@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from anymail.exceptions import AnymailRecipientsRefused
 from anymail.message import AnymailMessage
 from anymail.signals import post_send, pre_send
+from django.conf import settings as django_settings
 from django.contrib import admin
 from django.core.checks import run_checks
 from django.core.mail import EmailMessage
@@ -32,9 +34,11 @@ from retrypolicy import RetryPolicy, operation
 from retrypolicy.anymail import KEY_HEADER
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.guard.ledger import Take, Taken
 from retrypolicy.testing import Answer, Close, FaultServer, VirtualClock
 from tests.anymail.sending import JSON, SECRET, ok
 
+ROOT = Path(__file__).parents[2]
 HERE = "retrypolicy.queues.django_mailer"
 POSTMARK = "retrypolicy.anymail.backends.postmark.EmailBackend"
 SETTINGS: dict[str, Any] = {
@@ -49,9 +53,7 @@ DAY = 24 * HOUR
 @pytest.fixture(scope="module")
 def apps() -> Iterator[None]:
     """A project with django-mailer in it; its tables are in the memory of this process."""
-    from django.conf import settings
-
-    with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "mailer", HERE]):
+    with override_settings(INSTALLED_APPS=[*django_settings.INSTALLED_APPS, "mailer", HERE]):
         call_command("migrate", verbosity=0)
         models = {model for model in admin.site._registry if model._meta.app_label == "mailer"}
         yield
@@ -459,6 +461,25 @@ def test_a_provider_that_honours_keys(queue: Queue) -> None:
     assert queue.rows == []
 
 
+def test_another_sender_has_it(queue: Queue) -> None:
+    """It waits for that one's lease. That is no failure."""
+    message().send()
+    with queue.answers(later(30), OK):
+        queue.send()
+        queue.clock.advance(31)
+        queue.due()
+        [record] = queue.ledger.records()
+        other = {"owner": b"another sender", "token": b"its token", "fingerprint": record.fingerprint}
+        assert isinstance(queue.ledger.claim(Take(key=record.key, lease=90.0, **other)), Taken)
+        queue.send()
+        assert queue.waiting == [("wait", 90)]
+        assert queue.due() == "0 message(s) due; waiting: 1 in another sender's hands"
+        assert len(queue.log) == len(queue.subjects) == 1
+        queue.later(91)
+        assert len(queue.subjects) == 2
+    assert queue.rows == []
+
+
 def test_no_ledger_for_now(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     message("one").send()
     message("two").send()
@@ -802,8 +823,8 @@ def test_retry_due_takes_the_same_queries_for_any_number(queue: Queue) -> None:
 # -- settings
 
 
-def ids(**settings: Any) -> set[str]:
-    with override_settings(**settings):
+def ids(**changes: Any) -> set[str]:
+    with override_settings(**changes):
         found = run_checks(tags=["retrypolicy"])
     assert all(message.hint for message in found)
     return {str(message.id).removeprefix("retrypolicy.") for message in found}
@@ -841,11 +862,18 @@ def test_check_of_the_backend(queue: Queue, wrong: Any) -> None:
 def test_mailers(queue: Queue) -> None:
     """django-mailer 2.3 would take messages, and never send them: it is said by the check, and to whoever queues."""
     mailers = {"default": {"BACKEND": f"{HERE}.DbBackend"}}
-    settings = {"RETRYPOLICY": {"LEDGER": "redis://127.0.0.1:1/0", "DJANGO_MAILER": POSTMARK}, "MAILERS": mailers}
-    assert ids(**settings) == {"E021"}
-    with override_settings(**settings), pytest.raises(ConfigurationError, match="can't send where the setting MAILERS"):
+    changes = {"RETRYPOLICY": {"LEDGER": "redis://127.0.0.1:1/0", "DJANGO_MAILER": POSTMARK}, "MAILERS": mailers}
+    assert ids(**changes) == {"E021"}
+    with override_settings(**changes), pytest.raises(ConfigurationError, match="can't send where the setting MAILERS"):
         message().send()
     assert queue.rows == []
+
+
+def test_every_id_is_in_the_docs() -> None:
+    source = (ROOT / "retrypolicy/queues/django_mailer/checks.py").read_text(encoding="utf-8")
+    made = set(re.findall(r'"(?:retrypolicy\.)?([EWI]\d{3})"', source))
+    page = (ROOT / "docs/django-mailer.md").read_text(encoding="utf-8")
+    assert made == set(re.findall(r"^\| `retrypolicy\.([EWI]\d{3})`", page, re.MULTILINE))
 
 
 def test_the_migration_is_complete(apps: None) -> None:
