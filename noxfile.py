@@ -149,6 +149,13 @@ def fire(session: nox.Session) -> None:
     session.run("pytest", "-q", "-s", "tests/fire", *queues, *session.posargs, env=figures)
 
 
+@nox.session(python=OURS)
+def recipes(session: nox.Session) -> None:
+    """The page of recipes, in the real worker of each queue."""
+    session.install("-e", ".", *group("recipes"), django(OURS))
+    session.run("pytest", "-q", "tests/queues/test_recipes.py", "tests/docs", *session.posargs)
+
+
 @nox.session(python=NEWEST)
 def deep(session: nox.Session) -> None:
     """The property tests and state machines with sixty times the examples: about an hour on two cores."""

@@ -27,6 +27,10 @@ from django.test import override_settings
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOSTS = ["*.example.com", "*.resend.com", "*.postmarkapp.com", "mandrillapp.com"]
+NEEDS = {
+    "django-tasks.md": ["django.tasks"],
+    "recipes.md": ["rq", "dramatiq", "huey", "procrastinate", "post_office"],  # `nox -s recipes` has them
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -123,8 +127,8 @@ def run(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 @pytest.mark.usefixtures("internet")
 def test_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if "from django.tasks import" in page.read_text(encoding="utf-8"):
-        pytest.importorskip("django.tasks")
+    for needed in NEEDS.get(page.name, []):
+        pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         # Examples leave their sessions open, as short programs do.
