@@ -69,12 +69,16 @@ def check(field: Field, kinds: list[str]) -> None:
         for point in POINTS:
             wait_for(partial(field.stands_at, key_of(kind, point), ends[point]), f"{kind} {point}")
     twice = [kind for kind in kinds if kind in ("late", "lost")]
-    wait_for(lambda: all(counted(field, twice)[kind] == [1, 2, 2] for kind in twice), "stock Celery's second sends")
+
+    def sent_twice(kind: str) -> bool:  # at least: a slow machine delivers more often, before it acknowledges
+        return all(count >= least for count, least in zip(counted(field, [kind])[kind], [1, 2, 2], strict=True))
+
+    wait_for(lambda: all(map(sent_twice, twice)), "stock Celery's second sends")
     time.sleep(1.0)  # whoever sends again, has done so by now
     found = counted(field, kinds)
     print(f"\n{POINTS}: {found}")
-    assert found.pop("early") == [0, 1, 1]
-    assert found == {kind: [1, 1, 1] if kind in ours else [1, 2, 2] for kind in (*twice, *ours)}
+    assert found["early"] == [0, 1, 1]
+    assert [found[kind] for kind in ours] == [[1, 1, 1]] * len(ours)
 
 
 def ends_in_the_end(field: Field, result: Any) -> None:
