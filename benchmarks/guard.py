@@ -274,7 +274,7 @@ def postgres(rounds: int, sizes: list[int]) -> None:
 
 
 def copy_in_postgres(connection: Any, before: int, keys: int) -> None:
-    """Copies of the one record, under random keys; one of 16 has expired."""
+    """Copies of the one record, under random keys, one a second; the oldest have expired, one of 16."""
     columns = [
         name for (name,) in connection.execute(
             "SELECT attname FROM pg_attribute WHERE attrelid = 'many'::regclass AND attnum > 0 AND attgenerated = ''"
@@ -282,7 +282,7 @@ def copy_in_postgres(connection: Any, before: int, keys: int) -> None:
     ]  # fmt: skip
     new = {
         "key": "sha256(n::text::bytea)",
-        "expires": "extract(epoch FROM clock_timestamp()) + CASE WHEN n % 16 = 0 THEN -1 - n * 1e-6 ELSE 1e6 + n END",
+        "expires": f"extract(epoch FROM clock_timestamp()) + n - {before + (keys - before) // 16}",
     }
     [(index,)] = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'many_collect'").fetchall()
     connection.execute("ALTER TABLE many DROP CONSTRAINT many_pkey")

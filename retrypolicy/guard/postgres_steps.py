@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from attrs import fields, frozen
 
-from retrypolicy.clock import Clock
+from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import ConfigurationError, LedgerUnavailable, PolicyError
 from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import ARM_TIMEOUT, RETENTION, Filter, Phase, Record, Refused, Take, Taken
@@ -30,8 +30,10 @@ _COMMENT = "retrypolicy ledger, schema "
 _UPGRADES: dict[int, str] = {}
 _LOCK = 0x52504C47  # one creation of a table at a time
 _PAGE = 500
+_AT_ONCE, _STEP = 50, 0.01  # of a purge: records in one transaction, and seconds after which no other one is begun
 _ROUNDS = 20  # how often a record may change under our hands before we give up
 
+_system = SystemClock()
 _NAMES = tuple(field.name for field in fields(Record))
 _COLUMNS = ", ".join(_NAMES)
 _values = attrgetter(*_NAMES)
@@ -266,8 +268,14 @@ class PostgresSteps:
         return int(count)
 
     def purge(self, limit: int) -> Steps[int]:
+        # In small transactions, and for a short while only: whoever wants more asks again.
         yield from self._prepare()
-        return len((yield self._say(self._purge, limit=limit)))
+        deleted, end = 0, _system.monotonic() + _STEP
+        while deleted < limit and (over := (yield self._say(self._purge, limit=min(limit - deleted, _AT_ONCE)))):
+            deleted += len(over)
+            if _system.monotonic() > end:
+                break
+        return deleted
 
     def problems(self) -> Steps[list[str]]:
         yield from self._prepare()

@@ -161,6 +161,18 @@ def test_purge_goes_in_steps_and_takes_what_is_over_only(postgres: Postgres) -> 
     ledger.close()
 
 
+def test_a_step_of_a_purge_is_short(ledger: PostgresLedger) -> None:
+    arm(ledger)
+    steps = ledger._steps.purge(500)
+    statement = next(steps)
+    assert statement.values is not None
+    assert statement.values["limit"] == 50
+    time.sleep(0.02)  # a slow server
+    with pytest.raises(StopIteration) as end:
+        steps.send([(True,)] * 50)
+    assert end.value.value == 50
+
+
 def test_purge_finds_what_is_over_by_the_index(postgres: Postgres, ledger: PostgresLedger) -> None:
     arm(ledger)
     statement = next(ledger._steps.purge(500))
