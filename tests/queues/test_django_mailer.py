@@ -81,9 +81,9 @@ class Queue:
         with override_settings(ANYMAIL={**keys, **urls}):
             call_command("send_mail")
 
-    def due(self) -> str:
+    def due(self, verbosity: int = 1) -> str:
         out = io.StringIO()
-        call_command("retry_due", stdout=out)
+        call_command("retry_due", stdout=out, verbosity=verbosity)
         return out.getvalue().strip()
 
     def later(self, seconds: float) -> str:
@@ -329,6 +329,7 @@ def test_retried_when_it_is_due(queue: Queue) -> None:
         assert queue.waiting == [("retry", 30)]
         assert queue.rows[0].priority == 4
         assert queue.due() == "0 message(s) due; waiting: 1 to be sent"
+        assert queue.due(verbosity=0) == ""
         assert queue.later(31) == "1 message(s) due; waiting: none"
         bodies = [json.loads(request.body) for request in queue.server.requests]
     assert len(bodies) == 2

@@ -31,6 +31,8 @@ class Command(BaseCommand):
                 priority=Coalesce(Subquery(mine.values("priority")), PRIORITY_MEDIUM), retry_count=F("retry_count") + 1
             )
         )
+        if not options["verbosity"]:
+            return  # from cron
         counts = waiting.order_by("state").values_list("state").annotate(Count("pk"))
         rest = ", ".join(f"{count} {Deferral.State(state).label}" for state, count in counts)
         self.stdout.write(f"{due} message(s) due; waiting: {rest or 'none'}")
