@@ -88,6 +88,13 @@ def test_what_an_answer_to_a_post_means(
         assert decision == Stop(reason=stop)
 
 
+def test_a_date_decades_away_says_nothing() -> None:
+    """Seen from `now`: a clock is not needed for it, but a time is."""
+    far = Answered(status=503, headers={"Retry-After": "Sun, 06 Nov 2061 08:49:37 GMT"})
+    for policy in (POLICY, POLICY.with_(rules=[Rule(status=599, retry=False)])):
+        assert after(far, policy, method="POST") == Stop(reason=Reason.UNSAFE)
+
+
 STAGES = [
     (Stage.NOT_CONNECTED, Effect.NOT_APPLIED, Retry(delay=1.0, reason=Reason.NOT_SENT)),
     (Stage.NOT_SENT, Effect.NOT_APPLIED, Retry(delay=1.0, reason=Reason.NOT_SENT)),

@@ -25,6 +25,7 @@ class Said:
 
     operation: str
     options: dict[str, Any]
+    take: Take | None
     now: float
     before: Record | None
     after: Record | None
@@ -44,11 +45,10 @@ class Said:
 
 takes = st.fixed_dictionaries(
     {
-        "owner": st.sampled_from([A, B]),
-        "token": st.binary(min_size=1, max_size=1),
-        "fingerprint": st.sampled_from([b"f" * 32, b"f" * 32, b"g" * 32]),
+        "owner": st.sampled_from([A, A, B]),
+        "token": st.binary(min_size=4, max_size=4),
+        "content": st.sampled_from(["same", "same", "same", "other", "other, under another outgoing key"]),
         "lease": st.sampled_from([-1.0, 10.0, 100.0]),
-        "generation": st.sampled_from([1, 1, 2]),
         "attempts": st.sampled_from([1, 3]),
         "window": st.sampled_from([None, 50.0, math.inf]),
         "not_before": st.sampled_from([0.0, 120.0, 5000.0]),
@@ -60,8 +60,12 @@ waits = {"not_before": st.sampled_from([0.0, 120.0, 5000.0])}
 results = st.sampled_from([{}, {"status": 200}])
 fitting = st.sampled_from([True, True, True, False])
 """Does it come from whom it should? Most does: what comes of the rest is nothing."""
+arms = st.tuples(st.just("arm"), takes)
 statements = st.one_of(
-    st.tuples(st.sampled_from(["arm", "claim"]), takes),
+    arms,
+    arms,  # again and again: without one there is nothing to say
+    arms,
+    st.tuples(st.just("claim"), takes),
     st.tuples(
         st.just("park"),
         st.fixed_dictionaries({"fits": fitting}, optional={"lease": st.sampled_from([0.0, 0.5, 10.0]), **waits}),
@@ -78,13 +82,26 @@ statements = st.one_of(
         ),
     ),
 )
-histories = st.lists(st.tuples(st.sampled_from([0.0, 0.25, 9.0, 60.0, 1500.0]), statements), min_size=1, max_size=12)
+histories = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.0, 0.25, 9.0, 60.0, 60.0, 1500.0]), statements), min_size=4, max_size=20
+)
 
 
-def say(record: Record | None, operation: str, options: dict[str, Any], now: float) -> Any:
+def take_for(record: Record | None, options: dict[str, Any]) -> Take:
     options = dict(options)
-    if operation in ("arm", "claim"):
-        return getattr(t, operation)(record, Take(key=KEY, **options), now, KEEP)
+    content = options.pop("content")
+    fingerprint = b"f" * 32 if record is None else record.fingerprint
+    generation = 1 if record is None else record.generation
+    if content != "same":
+        fingerprint = b"g" * 32 if fingerprint == b"f" * 32 else b"f" * 32
+        generation += content != "other"
+    return Take(key=KEY, fingerprint=fingerprint, generation=generation, **options)
+
+
+def say(record: Record | None, operation: str, options: dict[str, Any], take: Take | None, now: float) -> Any:
+    options = dict(options)
+    if take is not None:
+        return getattr(t, operation)(record, take, now, KEEP)
     if operation == "done":
         return t.done(record, KEY, options.pop("result"), now, KEEP, **options), None
     fits = options.pop("fits")
@@ -105,11 +122,13 @@ def told(history: list[tuple[float, tuple[str, dict[str, Any]]]]) -> Iterator[Sa
     record, now = None, 100.0
     for passed, (operation, options) in history:
         now += passed
-        after, answer = say(record, operation, options, now)
-        again, answer_again = say(after, operation, options, now)
+        take = take_for(t.live(record, now), options) if operation in ("arm", "claim") else None
+        after, answer = say(record, operation, options, take, now)
+        again, answer_again = say(after, operation, options, take, now)
         yield Said(
             operation=operation,
             options=options,
+            take=take,
             now=now,
             before=record,
             after=after,
@@ -133,8 +152,9 @@ def test_only_a_key_that_somebody_has_names_an_owner(history: Any) -> None:
         else:
             assert (record.owner, record.token, record.lease) == (None, None, 0.0)
         if isinstance(said.answer, Taken) and said.changed:
-            assert (record.owner, record.token) == (said.options["owner"], said.options["token"])
-            assert record.lease == said.now + said.options["lease"]
+            assert said.take is not None
+            assert (record.owner, record.token) == (said.take.owner, said.take.token)
+            assert record.lease == said.now + said.take.lease
         if said.operation == "park" and said.changed and record.phase is Phase.CLAIMED:
             lease = said.options.get("lease", 0.0)
             assert record.lease == (said.now + lease if lease else 0.0)  # without one it is free at once
@@ -184,18 +204,20 @@ def test_an_arm_goes_on_with_the_call_or_begins_one_after_a_refusal(history: Any
         if not isinstance(said.answer, Taken) or not said.changed:
             continue
         assert said.after is not None
-        options, after = said.options, said.after
+        assert said.take is not None
+        take, after = said.take, said.after
         earlier = None if said.known is None or said.known.phase is Phase.FAILED else said.known
         assert after.phase is (Phase.ARMED if said.operation == "arm" else Phase.CLAIMED)
-        assert after.attempts == options["attempts"] + (0 if earlier is None else earlier.attempts)
+        assert after.attempts == take.attempts + (0 if earlier is None else earlier.attempts)
         assert after.first_seen == (said.now if earlier is None else earlier.first_seen)
-        assert (after.fingerprint, after.generation) == (options["fingerprint"], options["generation"])
-        assert after.label == (options["label"] or (said.known.label if said.known is not None else ""))
-        assert after.provider == (options["provider"] or (said.known.provider if said.known is not None else ""))
+        assert (after.fingerprint, after.generation) == (take.fingerprint, take.generation)
+        assert after.label == (take.label or (said.known.label if said.known is not None else ""))
+        assert after.provider == (take.provider or (said.known.provider if said.known is not None else ""))
         assert after.result is None
         if said.operation == "arm":
             assert after.last_armed == said.now
-            assert after.first_armed is not None
+        else:
+            assert after.last_armed == (None if said.known is None else said.known.last_armed)
         same_key = said.known is not None and said.known.generation == after.generation
         if said.known is not None and same_key and said.known.first_armed is not None:
             assert after.first_armed == said.known.first_armed
