@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", metavar="MODULE", default=list(MODULES), help="all, if none is named")
     parser.add_argument("--sample", type=int, help="so many mutants of each module, chosen at random")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="of the sample")
+    parser.add_argument("--only", nargs="+", metavar="MUTANT", help="these, by the names that a run before gave them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
     parser.add_argument("--show", action="store_true", help="what the survivors change")
     options = parser.parse_args()
@@ -84,17 +85,18 @@ def try_out(module: str, place: Path, options: argparse.Namespace) -> None:
     (place / "pyproject.toml").write_text(Path("pyproject.toml").read_text() + ours)
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.jobs)]
     names = names_of_mutants(module, place)
-    chosen = names
-    if options.sample is not None and options.sample < len(names):
+    chosen = names if options.only is None else [name for name in names if name.rpartition(".")[2] in options.only]
+    if options.sample is not None and options.sample < len(chosen):
         chosen = random.Random(options.seed).sample(names, options.sample)
     environment = os.environ | {"HYPOTHESIS_PROFILE": "mutation"}
-    done = subprocess.run([*command, *chosen], cwd=place, env=environment, capture_output=True, text=True)
+    command += chosen if len(chosen) < len(names) else ["*"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     codes = json.loads((place / "mutants" / f"{module}.meta").read_text())["exit_code_by_key"]
     found = Counter(status(codes[name]) for name in chosen)
     if done.returncode or found["not run"]:
         sys.exit(f"{done.stdout[-4000:]}{done.stderr[-4000:]}")
     caught = found["killed"] + found["timeout"]
-    of = "" if chosen is names else f" (a sample of {len(names)}, seed {options.seed})"
+    of = "" if len(chosen) == len(names) else f" (of {len(names)} that there are, seed {options.seed})"
     print(f"{module}: {caught} of {len(chosen)} mutants caught, {caught / len(chosen):.1%}{of}; {dict(found)}")
     for name in chosen:
         if status(codes[name]) in ("survived", "no tests"):

@@ -364,6 +364,17 @@ def test_a_rule_may_ask_for_another_answer_where_a_repeat_is_safe() -> None:
     assert after(Answered(status=429, body_error=OSError()), never).reason is Reason.NOT_APPLIED  # the body is lost
 
 
+def test_a_rule_may_speak_of_attempts_that_failed_and_of_what_was_before() -> None:
+    for said, reason in [(False, Reason.NOT_RETRYABLE), (True, Reason.NOT_SENT), (None, Reason.NOT_SENT)]:
+        policy = POLICY.with_(rules=[Rule(stage=Stage.NOT_CONNECTED, retry=said, pushback=4.0)])
+        decision = after(failed(Stage.NOT_CONNECTED), policy, method="POST")
+        assert decision.reason is reason
+        assert isinstance(decision, Stop) or decision == Retry(delay=4.0, reason=reason)
+    doubtful = POLICY.with_(rules=[Rule(status=404, tainted=True, retry=True)])
+    assert isinstance(after(Answered(status=404), doubtful, tainted=True), Retry)
+    assert isinstance(after(Answered(status=404), doubtful, tainted=False), Stop)
+
+
 def test_hints_of_whether_to_retry_can_be_ignored() -> None:
     no = Answered(status=503, headers={"X-Should-Retry": "false"})
     assert isinstance(after(no, POLICY.with_(pushback="ignore")), Retry)
