@@ -90,7 +90,7 @@ class OutboxMessage(models.Model):
         default_permissions = ("view", "change", "delete")
         indexes = (models.Index(fields=["state", "due"], name="retrypolicy_outbox_due"),)
         verbose_name = "message in the outbox"
-        verbose_name_plural = "outbox"
+        verbose_name_plural = "messages in the outbox"
 
     def __str__(self) -> str:
         return self.label or f"message {self.pk}"

@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from retrypolicy.django.again import send_again
+from retrypolicy.django.delivery import OPEN
 from retrypolicy.django.models import OutboxMessage
 from retrypolicy.errors import RetryPolicyError
 
@@ -17,8 +18,8 @@ from retrypolicy.errors import RetryPolicyError
 class OutboxAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for the stubs only
     """Read-only, but for *send again*, and for deleting what is to be forgotten."""
 
-    list_display = ("__str__", "state", "due_at", "put_at", "mailer", "trouble")
-    list_filter = ("state", "mailer", "policy")
+    list_display = ("__str__", "state", "due_at", "trouble")
+    list_filter = ("state",)
     search_fields = ("label", "key")
     ordering = ("-state", "due")
     fields = ("label", "key", "state", "trouble", "due_at", "put_at", "policy", "mailer", "turn", "digest")
@@ -26,8 +27,10 @@ class OutboxAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for th
     actions = ("send_again",)
 
     @admin.display(description="due", ordering="due")
-    def due_at(self, row: OutboxMessage) -> datetime:
-        """When it is looked at next."""
+    def due_at(self, row: OutboxMessage) -> datetime | None:
+        """When it is looked at next, if ever."""
+        if row.state not in OPEN:
+            return None
         return datetime.fromtimestamp(row.due, UTC)
 
     @admin.display(description="since", ordering="since")

@@ -24,8 +24,12 @@ from django.test.testcases import LiveServerThread
 from django.urls import path
 
 from retrypolicy.clock import VirtualClock
+from retrypolicy.django import outbox
+from retrypolicy.django.models import OutboxMessage
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.guard.ledger import Take, Taken
+from retrypolicy.testing import Answer, Close, FaultServer
+from tests.anymail.sending import JSON, mail, ok
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -141,3 +145,34 @@ def test_held_sends_are_resolved_in_the_browser(
     assert "was held, is done" in page.inner_text("#content-main")
     picture(page, "admin-record")
     assert problems == []
+
+
+@pytest.fixture
+def three(project: dict[str, Any]) -> Iterator[FaultServer]:
+    """Messages in the outbox that a provider held, refused and held. Then it takes everything."""
+    refused = Answer(422, headers=JSON, body=b'{"ErrorCode": 300}')
+    with FaultServer([Close("request"), refused, Close("request"), ok("postmark")]) as server:
+        anymail = {"POSTMARK_SERVER_TOKEN": "t", "POSTMARK_API_URL": server.url("/")}
+        with override_settings(EMAIL_BACKEND="retrypolicy.anymail.backends.postmark.EmailBackend", ANYMAIL=anymail):
+            for number in (1041, 1042, 1043):
+                outbox.put(mail(retry_label=f"receipt for order {number}"), key=f"receipt/{number}")
+            yield server
+    OutboxMessage.objects.all().delete()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_send_again_in_the_browser(three: FaultServer, page: Any, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    page.set_viewport_size({"width": 1440, "height": 560})
+    page.goto(f"{site}/admin/retrypolicy/outboxmessage/")
+    assert page.locator("#result_list tbody tr").count() == 3
+    picture(page, "admin-outbox")
+    page.check("tr:has-text('1043') input[name=_selected_action]")
+    page.select_option("select[name=action]", label="Send again")
+    page.click("button[name=index]")
+    assert "Are all 1 to be sent again?" in page.inner_text("#content-main")
+    assert three.complete == 3
+    page.click("text=Yes: send again")
+    assert "1 message(s) sent again." in page.inner_text(".messagelist")
+    assert page.locator("#result_list tbody tr").count() == 2
+    assert three.complete == 4

@@ -39,7 +39,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "message in the outbox",
-                "verbose_name_plural": "outbox",
+                "verbose_name_plural": "messages in the outbox",
                 "db_table": "retrypolicy_outbox",
                 "default_permissions": ("view", "change", "delete"),
                 "indexes": [models.Index(fields=["state", "due"], name="retrypolicy_outbox_due")],
