@@ -26,7 +26,7 @@ from retrypolicy.policy import RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.providers.together import at_hosts, with_rules
 from retrypolicy.shared import SharedState
-from retrypolicy.work import Attempts, Classify, Work, block_name
+from retrypolicy.work import Attempts, Classify, Work, block_name, check_on
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,11 +84,20 @@ class Engine(Driver):
             raise PolicyError.of("policy", policy, "a RetryPolicy")
         self.policy = policy
         self.random: Callable[[], float] = _random.random if random is None else random
-        self.listeners = tuple(listeners)
+        self.listeners = tuple(listeners) if isinstance(listeners, Iterable) else (listeners,)
         for listener in self.listeners:
-            if not callable(getattr(listener, "on_event", None)):
-                raise ConfigurationError(f"listeners: {listener!r} is not allowed; must have a method on_event(event)")
+            _has("listeners", listener, "on_event")
+        if reconcilers is not None and not isinstance(reconcilers, Mapping):
+            raise ConfigurationError(
+                f"reconcilers: {type(reconcilers).__name__} is not allowed; must be a dict by name"
+            )
         self._reconcilers = {name: checked(name, found) for name, found in (reconcilers or {}).items()}
+        if not callable(self.random):
+            raise ConfigurationError(f"random: {random!r} is not allowed; must be a function without arguments")
+        if clock is not None:
+            _has("clock", clock, "monotonic")
+        if shared is not None:
+            _has("shared", shared, "move")
         self._mode = mode()
         self.provider = _provider(provider, hosts)
         super().__init__(SystemClock() if clock is None else clock, _ledger(ledger))
@@ -360,6 +369,7 @@ class Engine(Driver):
         classify: Classify | str | None = None,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """`run` (or `run_async`, for a coroutine function) as a decorator. `on` must be said."""
+        check_on(on)
 
         def decorate(fn: Callable[P, T]) -> Callable[P, T]:
             if inspect.iscoroutinefunction(fn):
@@ -397,7 +407,14 @@ def _place(url: str) -> tuple[str, str]:
         return "", ""
 
 
+def _has(field: str, value: object, method: str) -> None:
+    if not callable(getattr(value, method, None)):
+        raise ConfigurationError(f"{field}: {value!r} is not allowed; must have a method {method}()")
+
+
 def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | None:
+    if isinstance(hosts, str) or not isinstance(hosts, Iterable):
+        raise ConfigurationError(f"hosts: {hosts!r} is not allowed; must be a list of hosts")
     if given is None:
         if hosts:
             raise ConfigurationError("hosts: not allowed without a provider whose hosts they extend")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from retrypolicy import plugins
 from retrypolicy.call import ATTEMPT, Call, Command, Perform, Replay, Steps
-from retrypolicy.errors import CallRefused
+from retrypolicy.errors import CallRefused, ConfigurationError
 from retrypolicy.outcome import Answered, Effect, Outcome, interrupts, unobserved
 from retrypolicy.reports import attach
 
@@ -36,7 +36,9 @@ class Work:
         classify: Classify | str | None,
     ) -> None:
         self.fn, self.args, self.kwargs, self.on = fn, args, kwargs, on
-        self.classify: Classify | None = _classifier(classify) if isinstance(classify, str) else classify
+        if on is not Exception:
+            check_on(on)
+        self.classify: Classify | None = None if classify is None else _classifier(classify)
         self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
         self.result: Any = None
         self.error: BaseException | None = None
@@ -116,9 +118,18 @@ def _outcome(said: Outcome | Effect | None, usual: Outcome) -> Outcome:
     return Answered(status=status)
 
 
-def _classifier(name: str) -> Classify:
-    found: Classify = plugins.load("classifiers", name)
-    return found
+def _classifier(given: Classify | str) -> Classify:
+    found: Any = plugins.load("classifiers", given) if isinstance(given, str) else given
+    if not callable(found):
+        raise ConfigurationError(f"classify: {given!r} is not allowed; must be a function, or a classifier's name")
+    return found  # type: ignore[no-any-return]  # a plug-in's
+
+
+def check_on(on: Any) -> None:
+    """Raises `ConfigurationError` for what is neither an exception class nor a tuple of them."""
+    kinds = on if isinstance(on, tuple) else (on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise ConfigurationError(f"on: {on!r} is not allowed; must be an exception class, or a tuple of them")
 
 
 def block_name(frame: FrameType) -> str:

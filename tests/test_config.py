@@ -245,6 +245,7 @@ def test_sources_of_another_kind(source: Any) -> None:
     ("name", "content", "says"),
     [
         ("absent.toml", None, "can't be read (No such file or directory)"),
+        ("twice.json", b'{"policies": {"a": {"max_wait": 1, "max_wait": 2}}}', '"max_wait" is there twice'),
         ("latin.toml", b'[policies.a]\nname = "\xe9"\n', "not UTF-8"),
         ("bad.toml", b"[policies", "not TOML"),
         ("bad.json", b'{"policies": ', "not JSON"),
@@ -263,6 +264,12 @@ def test_files_that_are_none(name: str, content: bytes | None, says: str, tmp_pa
     assert says in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_an_editor_that_marks_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbf[policies.a]\nmax_attempts = 2\n")
+    assert load_policies(path)["a"].max_attempts == 2
 
 
 def test_folders_huge_files_and_pipes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -44,6 +44,7 @@ from retrypolicy.errors import (
 )
 from retrypolicy.events import Event
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.guard.key import Secret
 
 POLICY = RetryPolicy(backoff=Constant(seconds=2.0), name="test")
 
@@ -580,6 +581,49 @@ def test_bad_parts_are_said_when_the_engine_is_made(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RETRYPOLICY_MODE", "enforced")
     with pytest.raises(ConfigurationError, match="enforce, observe, off"):
         Engine()
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"listeners": 3}, "listeners: 3"),
+        ({"reconcilers": [print]}, "reconcilers: list"),
+        ({"random": 0.5}, "random: 0.5"),
+        ({"clock": 3}, "clock: 3"),
+        ({"shared": 3}, "shared: 3"),
+        ({"provider": 3}, "no provider is called 3; known are .*resend"),
+        ({"provider": "resend", "hosts": "mail.example.com"}, "hosts: 'mail.example.com'.*a list of hosts"),
+    ],
+    ids=str,
+)
+def test_each_bad_part_is_named(part: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        Engine(**part)
+
+
+@pytest.mark.parametrize("on", ["OSError", [OSError], (OSError, int), None], ids=str)
+def test_what_can_not_be_raised_can_not_be_waited_for(on: Any, clock: VirtualClock) -> None:
+    engine, fn = engine_of(clock), Script("x")
+    for use in (lambda: engine.run(fn, on=on), lambda: engine.retry(on=on), lambda: engine.attempts(on=on)):
+        with pytest.raises(ConfigurationError, match="on: .* must be an exception class, or a tuple of them"):
+            use()
+    with pytest.raises(ConfigurationError, match="classify: 3 is not allowed"):
+        engine.run(fn, classify=3)  # type: ignore[arg-type]
+    assert fn.calls == 0
+
+
+@pytest.mark.parametrize("secret", [3, "", [], ["old", 3], {"a": 1}], ids=str)
+def test_a_secret_that_can_be_none(secret: Any) -> None:
+    with pytest.raises(ConfigurationError, match="secret"):
+        Secret.of(secret)
+
+
+@pytest.mark.parametrize(
+    ("named", "value"), [("label", 42), ("not_after", "tomorrow"), ("not_after", datetime(2026, 11, 24, tzinfo=UTC))]
+)
+def test_what_an_operation_can_not_be_told(named: str, value: Any) -> None:
+    with pytest.raises(PolicyError, match=rf"operation\.{named}"), operation(key="a", **{named: value}):
+        pass
 
 
 @pytest.mark.parametrize("key", ["", "  ", "a\nb", "x" * 1025, 42, None])

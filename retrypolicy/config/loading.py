@@ -53,7 +53,7 @@ def load_policies(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[st
 
 
 def _read(path: Path) -> Any:
-    parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix.lower())
+    parse = {".toml": tomllib.loads, ".json": _json}.get(path.suffix.lower())
     if parse is None:
         raise ConfigurationError(f"{path}: not a policy file; its name must end in .toml or .json")
     try:
@@ -62,7 +62,7 @@ def _read(path: Path) -> Any:
             raise ConfigurationError(f"{path}: {'a folder' if path.is_dir() else 'not a file'}, must be a policy file")
         if found.st_size > LARGEST:
             raise ConfigurationError(f"{path}: {found.st_size} bytes; a policy file has at most {LARGEST}")
-        return parse(path.read_bytes().decode("utf-8"))
+        return parse(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"{path}: can't be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -72,9 +72,23 @@ def _read(path: Path) -> Any:
         raise ConfigurationError(f"{path}: not {path.suffix[1:].upper()} ({reason})") from None
 
 
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON's parser would let the last one win, and a field that somebody wrote would be gone."""
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"{json.dumps(name)} is there twice in one table")
+        made[name] = value
+    return made
+
+
 def _all(data: Any) -> tuple[dict[str, RetryPolicy], list[Problem]]:
     if not isinstance(data, Mapping):
-        return {}, [problem(data, 'a table "policies"')]
+        return {}, [problem(data, 'a table that has "policies"', "policies")]
     problems = [
         Problem("", 'unknown, must be "policies"', value, "policies").below(str(name))
         for name, value in data.items()

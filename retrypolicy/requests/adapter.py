@@ -79,15 +79,17 @@ class RetryAdapter(HTTPAdapter):
             raise ConfigurationError(
                 "transport: an adapter that retries by itself is not allowed; set its max_retries to 0"
             )
+        if max_idle is not None and (not isinstance(max_idle, (int, float)) or max_idle < 0):
+            raise ConfigurationError(f"max_idle: {max_idle!r} is not allowed; must be a number of seconds, or None")
         self._settings: dict[str, Any] = {
             "policy": policy,
             "ledger": ledger,
             "provider": provider,
-            "hosts": tuple(hosts),
+            "hosts": hosts if isinstance(hosts, str) else tuple(hosts),
             "secret": secret,
             "clock": clock,
             "random": random,
-            "listeners": tuple(listeners),
+            "listeners": tuple(listeners) if isinstance(listeners, Iterable) else listeners,
             "shared": shared,
         }
         self.transport = transport
