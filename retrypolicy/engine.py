@@ -88,9 +88,7 @@ class Engine(Driver):
         for listener in self.listeners:
             _has("listeners", listener, "on_event")
         if reconcilers is not None and not isinstance(reconcilers, Mapping):
-            raise ConfigurationError(
-                f"reconcilers: {type(reconcilers).__name__} is not allowed; must be a dict by name"
-            )
+            raise ConfigurationError(f"reconcilers: {reconcilers!r} is not allowed; must be a dict by name")
         self._reconcilers = {name: checked(name, found) for name, found in (reconcilers or {}).items()}
         if not callable(self.random):
             raise ConfigurationError(f"random: {random!r} is not allowed; must be a function without arguments")

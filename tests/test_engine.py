@@ -587,7 +587,7 @@ def test_bad_parts_are_said_when_the_engine_is_made(monkeypatch: pytest.MonkeyPa
     ("part", "says"),
     [
         ({"listeners": 3}, "listeners: 3"),
-        ({"reconcilers": [print]}, "reconcilers: list"),
+        ({"reconcilers": [print]}, "reconcilers: "),
         ({"random": 0.5}, "random: 0.5"),
         ({"clock": 3}, "clock: 3"),
         ({"shared": 3}, "shared: 3"),
@@ -605,7 +605,7 @@ def test_each_bad_part_is_named(part: dict[str, Any], says: str) -> None:
 def test_what_can_not_be_raised_can_not_be_waited_for(on: Any, clock: VirtualClock) -> None:
     engine, fn = engine_of(clock), Script("x")
     for use in (lambda: engine.run(fn, on=on), lambda: engine.retry(on=on), lambda: engine.attempts(on=on)):
-        with pytest.raises(ConfigurationError, match="on: .* must be an exception class, or a tuple of them"):
+        with pytest.raises(ConfigurationError, match=r"on: .* must be an exception class, or a tuple of them"):
             use()
     with pytest.raises(ConfigurationError, match="classify: 3 is not allowed"):
         engine.run(fn, classify=3)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def look_up(ledger: Ledger, digest: str) -> Record:
     if len(digest) < SHORTEST_PREFIX or digest.strip("0123456789abcdef"):
         raise ConfigurationError(
             f"{digest!r} is not a digest; must be at least {SHORTEST_PREFIX} of the hexadecimal digits that "
-            "'ledger list' shows (a key itself goes after --key)"
+            "the lists of keys show (a key itself goes after --key)"
         )
     if len(digest) == 2 * len(_NOBODY):
         record, now = ledger.read(bytes.fromhex(digest))

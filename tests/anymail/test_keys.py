@@ -15,6 +15,7 @@ import requests
 from anymail.exceptions import AnymailAPIError
 from anymail.signals import pre_send
 from django.utils import timezone
+from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -208,6 +209,12 @@ def test_bad_input_is_never_silent(attributes: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError):
             send("resend", server, mail(**attributes), fail_silently=True)
         assert server.complete == 0
+
+
+def test_a_label_may_be_a_lazy_translation(ledger: MemoryLedger) -> None:
+    with FaultServer([ok("resend")]) as server:
+        send("resend", server, mail(idempotency_key="receipt/42", retry_label=gettext_lazy("receipt")))
+    assert record(ledger, "receipt/42").label == "receipt"
 
 
 def test_a_batch_has_one_key() -> None:
