@@ -84,7 +84,7 @@ class Engine(Driver):
             raise PolicyError.of("policy", policy, "a RetryPolicy")
         self.policy = policy
         self.random: Callable[[], float] = _random.random if random is None else random
-        self.listeners = tuple(listeners) if isinstance(listeners, Iterable) else (listeners,)
+        self.listeners = several("listeners", listeners)
         for listener in self.listeners:
             _has("listeners", listener, "on_event")
         if reconcilers is not None and not isinstance(reconcilers, Mapping):
@@ -97,7 +97,7 @@ class Engine(Driver):
         if shared is not None:
             _has("shared", shared, "move")
         self._mode = mode()
-        self.provider = _provider(provider, hosts)
+        self.provider = _provider(provider, several("hosts", hosts))
         super().__init__(SystemClock() if clock is None else clock, _ledger(ledger))
         self._secret_given = secret
         self._warned = False
@@ -410,9 +410,14 @@ def _has(field: str, value: object, method: str) -> None:
         raise ConfigurationError(f"{field}: {value!r} is not allowed; must have a method {method}()")
 
 
-def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | None:
-    if isinstance(hosts, str) or not isinstance(hosts, Iterable):
-        raise ConfigurationError(f"hosts: {hosts!r} is not allowed; must be a list of hosts")
+def several(field: str, given: Iterable[T]) -> tuple[T, ...]:
+    """A list as a tuple. Raises `ConfigurationError` for a text, which would fall apart, and for a single thing."""
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise ConfigurationError(f"{field}: {given!r} is not allowed; must be a list")
+    return tuple(given)
+
+
+def _provider(given: Provider | str | None, hosts: tuple[str, ...]) -> Provider | None:
     if given is None:
         if hosts:
             raise ConfigurationError("hosts: not allowed without a provider whose hosts they extend")
@@ -420,7 +425,7 @@ def _provider(given: Provider | str | None, hosts: Sequence[str]) -> Provider | 
     from retrypolicy.providers import load
 
     provider = load(given)
-    return at_hosts(provider, tuple(hosts)) if hosts else provider
+    return at_hosts(provider, hosts) if hosts else provider
 
 
 def _ledger(given: Ledger | str | None) -> Ledger | None:

@@ -592,7 +592,7 @@ def test_bad_parts_are_said_when_the_engine_is_made(monkeypatch: pytest.MonkeyPa
         ({"clock": 3}, "clock: 3"),
         ({"shared": 3}, "shared: 3"),
         ({"provider": 3}, "no provider is called 3; known are .*resend"),
-        ({"provider": "resend", "hosts": "mail.example.com"}, "hosts: 'mail.example.com'.*a list of hosts"),
+        ({"provider": "resend", "hosts": "mail.example.com"}, "hosts: 'mail.example.com'.*must be a list"),
     ],
     ids=str,
 )
@@ -612,7 +612,7 @@ def test_what_can_not_be_raised_can_not_be_waited_for(on: Any, clock: VirtualClo
     assert fn.calls == 0
 
 
-@pytest.mark.parametrize("secret", [3, "", [], ["old", 3], {"a": 1}], ids=str)
+@pytest.mark.parametrize("secret", [3, "", [], ["old", 3]], ids=str)
 def test_a_secret_that_can_be_none(secret: Any) -> None:
     with pytest.raises(ConfigurationError, match="secret"):
         Secret.of(secret)

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def load_policies(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[st
 
 
 def _read(path: Path) -> Any:
-    parse = {".toml": tomllib.loads, ".json": _json}.get(path.suffix.lower())
+    parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise ConfigurationError(f"{path}: not a policy file; its name must end in .toml or .json")
     try:
@@ -84,6 +84,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{json.dumps(name)} is there twice in one table")
         made[name] = value
     return made
+
+
+_PARSERS: Mapping[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": _json}
 
 
 def _all(data: Any) -> tuple[dict[str, RetryPolicy], list[Problem]]:

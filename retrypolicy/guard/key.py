@@ -70,11 +70,11 @@ class Secret:
                 return cls((b"",))
         if isinstance(given, (str, bytes)):
             given = [given]
-        if not isinstance(given, Sequence) or not all(isinstance(v, (str, bytes)) for v in given):
+        if not hasattr(given, "__iter__") or any(not isinstance(v, (str, bytes)) for v in given):
             raise ConfigurationError(
                 "secret: not allowed; must be a str or bytes, or a list of them, the current one first"
             )
-        values = tuple(v.encode() if isinstance(v, str) else v for v in given)
+        values = tuple(v.encode() if isinstance(v, str) else bytes(v) for v in given)
         if not values or not all(values):
             raise ConfigurationError("secret: an empty secret is not allowed; must be a long random text")
         return cls(values)

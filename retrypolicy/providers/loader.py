@@ -30,9 +30,9 @@ def load(name: str | os.PathLike[str] | Provider) -> Provider:
     """
     if isinstance(name, Provider):
         return name
-    if isinstance(name, os.PathLike) or (isinstance(name, str) and name.endswith(".toml")):
+    if isinstance(name, os.PathLike) or str(name).endswith(".toml"):
         return _load_file(Path(name))
-    found = _named(name) if isinstance(name, str) else None
+    found = _named(name)
     if found is None:
         raise ConfigurationError(f"no provider is called {name!r}; known are {', '.join(names())}")
     return found

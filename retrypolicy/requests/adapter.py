@@ -12,7 +12,7 @@ from urllib3.util import Retry as Urllib3Retry
 from urllib3.util import Timeout
 
 from retrypolicy.clock import Clock
-from retrypolicy.engine import Engine
+from retrypolicy.engine import Engine, several
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.events import Listener
 from retrypolicy.guard.ledger import Ledger
@@ -23,7 +23,7 @@ from retrypolicy.requests.run import Run
 from retrypolicy.requests.unbuilt import Unbuilt
 from retrypolicy.shared import SharedState
 from retrypolicy.urllib3.convert import from_urllib3
-from retrypolicy.urllib3.sending import MAX_IDLE, ONE_ATTEMPT, current_sending
+from retrypolicy.urllib3.sending import MAX_IDLE, ONE_ATTEMPT, current_sending, idle_limit
 
 
 class RetryAdapter(HTTPAdapter):
@@ -79,21 +79,19 @@ class RetryAdapter(HTTPAdapter):
             raise ConfigurationError(
                 "transport: an adapter that retries by itself is not allowed; set its max_retries to 0"
             )
-        if max_idle is not None and (not isinstance(max_idle, (int, float)) or max_idle < 0):
-            raise ConfigurationError(f"max_idle: {max_idle!r} is not allowed; must be a number of seconds, or None")
         self._settings: dict[str, Any] = {
             "policy": policy,
             "ledger": ledger,
             "provider": provider,
-            "hosts": hosts if isinstance(hosts, str) else tuple(hosts),
+            "hosts": several("hosts", hosts),
             "secret": secret,
             "clock": clock,
             "random": random,
-            "listeners": tuple(listeners) if isinstance(listeners, Iterable) else listeners,
+            "listeners": several("listeners", listeners),
             "shared": shared,
         }
         self.transport = transport
-        self.max_idle = max_idle
+        self.max_idle = idle_limit(max_idle)
         self._engine = Engine(**self._settings)
         self._pools = Pools(self)
         super().__init__(

@@ -19,7 +19,7 @@ from retrypolicy.providers import Provider
 from retrypolicy.shared import SharedState
 from retrypolicy.urllib3.convert import as_retry, from_urllib3
 from retrypolicy.urllib3.pool import Terms, take_over
-from retrypolicy.urllib3.sending import MAX_IDLE
+from retrypolicy.urllib3.sending import MAX_IDLE, idle_limit
 
 
 class RetryPoolManager(PoolManager):
@@ -74,14 +74,16 @@ class RetryPoolManager(PoolManager):
             policy,
             ledger=ledger,
             provider=provider,
-            hosts=tuple(hosts),
+            hosts=hosts,
             secret=secret,
             clock=clock,
             random=random,
             listeners=listeners,
             shared=shared,
         )
-        self._terms = Terms(engine=self._engine, max_idle=max_idle, base=RetryPolicy() if base is None else base)
+        self._terms = Terms(
+            engine=self._engine, max_idle=idle_limit(max_idle), base=RetryPolicy() if base is None else base
+        )
         super().__init__(num_pools=num_pools, headers=headers, **connection_pool_kw)
 
     @property

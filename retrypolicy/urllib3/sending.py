@@ -12,7 +12,7 @@ from urllib3.util.retry import RequestHistory
 
 from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.decision import Decision
-from retrypolicy.errors import CallRefused, RetryPolicyError
+from retrypolicy.errors import CallRefused, ConfigurationError, RetryPolicyError
 from retrypolicy.http.origins import same_origin
 from retrypolicy.http.pushback import pushback
 from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage, interrupts
@@ -34,6 +34,13 @@ MAX_IDLE = 4.0
 Node.js, Apache httpd and uvicorn), so that a request does not meet a server that is just closing."""
 ONE_ATTEMPT = Retry(0, read=False)
 """urllib3's own retries are never stacked on ours: it makes one attempt."""
+
+
+def idle_limit(given: float | None) -> float | None:
+    """The argument `max_idle`. Raises `ConfigurationError` for what is no number of seconds."""
+    if given is None or (not isinstance(given, (str, bool)) and given >= 0):
+        return given
+    raise ConfigurationError(f"max_idle: {given!r} is not allowed; must be a number of seconds, or None")
 
 
 class Sending:

@@ -419,6 +419,14 @@ def test_urllib3s_retry_is_taken_over_and_never_stacked() -> None:
 def test_bad_parts_are_refused_when_the_adapter_is_made() -> None:
     with pytest.raises(PolicyError):
         RetryAdapter(3)  # type: ignore[arg-type]
+    for part in (
+        {"hosts": "api.example.com", "provider": "resend"},
+        {"listeners": 3},
+        {"max_idle": "4"},
+        {"max_idle": -1},
+    ):
+        with pytest.raises(ConfigurationError, match=next(iter(part))):
+            RetryAdapter(**part)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="beside a policy"):
         RetryAdapter(AT_ONCE, max_retries=3)
     with pytest.raises(ConfigurationError, match="a requests adapter"):
