@@ -10,7 +10,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 import pytest
@@ -616,14 +616,6 @@ def test_what_can_not_be_raised_can_not_be_waited_for(on: Any, clock: VirtualClo
 def test_a_secret_that_can_be_none(secret: Any) -> None:
     with pytest.raises(ConfigurationError, match="secret"):
         Secret.of(secret)
-
-
-@pytest.mark.parametrize(
-    ("named", "value"), [("label", 42), ("not_after", "tomorrow"), ("not_after", datetime(2026, 11, 24, tzinfo=UTC))]
-)
-def test_what_an_operation_can_not_be_told(named: str, value: Any) -> None:
-    with pytest.raises(PolicyError, match=rf"operation\.{named}"), operation(key="a", **{named: value}):
-        pass
 
 
 @pytest.mark.parametrize("key", ["", "  ", "a\nb", "x" * 1025, 42, None])
