@@ -34,6 +34,7 @@ class TaskSite(Site):
         super().__init__(place)
         self.alias = f"tasks_{uuid.uuid4().hex[:8]}"
         self.shop["database"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(place / "tasks.db")}
+        self.shop["ledger"] = f"sqlite:///{place}/tasks.db.retrypolicy"  # where "default" is
         if postgres is not None:
             engine = {"ENGINE": "django.db.backends.postgresql", "USER": "postgres", "HOST": postgres.folder}
             self.shop["database"] = {**engine, "NAME": _new(postgres, self.alias)}
@@ -44,7 +45,8 @@ class TaskSite(Site):
         connections.settings[self.alias] = connections.configure_settings({"default": self.shop["database"]})["default"]
         Router.alias = self.alias
         self._settings.enable()
-        call_command("migrate", "django_tasks_database", database=self.alias, verbosity=0)
+        for app in ("django_tasks_database", "retrypolicy"):
+            call_command("migrate", app, database=self.alias, verbosity=0)
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:

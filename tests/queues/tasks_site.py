@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .celery_shop import SECRET, SHOP
+from .shop import SECRET, SHOP
 
 INSTALLED_APPS = ["django_tasks_db", "retrypolicy.django", "retrypolicy.queues.django_tasks"]
 DATABASES = {"default": SHOP["database"]}
@@ -12,6 +12,6 @@ TASKS = {
     "immediate": {"BACKEND": "retrypolicy.queues.django_tasks.ImmediateBackend"},
     "dummy": {"BACKEND": "retrypolicy.queues.django_tasks.DummyBackend"},
 }
-RETRYPOLICY = {"LEDGER": SHOP["ledger"], "SECRET": SECRET}
+RETRYPOLICY = {"LEDGER": "default", "SECRET": SECRET}
 SECRET_KEY = "not the ledger's"
 USE_TZ = True

@@ -22,7 +22,7 @@ from retrypolicy.guard.key import Secret
 from retrypolicy.queues import Held, RetryAt, next_step
 
 from ..guard.servers import Valkey, new_valkey  # noqa: TID252 - no other path is sure
-from .celery_shop import SECRET
+from .shop import SECRET
 from .workers import SENDS, Field, bad_hour, key_of
 
 __all__ = ["new_valkey"]

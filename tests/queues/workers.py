@@ -22,7 +22,7 @@ from retrypolicy.guard import Ledger, Phase, open_ledger
 from retrypolicy.guard.key import Secret, key_digest
 from retrypolicy.testing import Answer, Close, FaultServer, Reset, Stall
 
-from .celery_shop import SECRET
+from .shop import SECRET
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90.0
