@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ the exit code.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: those of the process); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label may hold what the terminal's encoding has not
     parser = argparse.ArgumentParser(
         prog="retrypolicy", description="Retried whenever that is safe, never sent twice, never lost silently."
     )

@@ -154,6 +154,11 @@ def heard(kind: type[Waiting]) -> bool:
     return logger.isEnabledFor(logging.INFO)
 
 
+def clean(text: str) -> str:
+    """Without what would begin a line of its own, or what a terminal would obey: a label may hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def publish(event: Event, listeners: Iterable[Listener]) -> None:
     """Tell the log, then every listener."""
     _log(event)
@@ -167,7 +172,7 @@ def publish(event: Event, listeners: Iterable[Listener]) -> None:
 def _log(event: Event) -> None:
     where = f"{event.method or 'call'} to {event.host or 'unknown host'}"
     if event.label:
-        where += f" [{event.label}]"
+        where += f" [{clean(event.label)}]"
     match event:
         case Waiting():
             logger.info("%s: waiting %.3f s (%s)", where, event.seconds, event.reason.value)

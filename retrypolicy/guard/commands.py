@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from retrypolicy.errors import ConfigurationError
+from retrypolicy.events import clean
 from retrypolicy.guard import upkeep
 from retrypolicy.guard.key import Secret, check_key, find
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
@@ -300,11 +301,6 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return upkeep.moment(value)
     return clean(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value))
-
-
-def clean(text: str) -> str:
-    """Without what a terminal would obey: a label may hold anything."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def span(seconds: float) -> str:

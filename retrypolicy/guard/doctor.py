@@ -12,8 +12,9 @@ from attrs import asdict, frozen
 
 from retrypolicy.clock import Clock, SystemClock
 from retrypolicy.errors import RetryPolicyError
+from retrypolicy.events import clean
 from retrypolicy.guard import upkeep
-from retrypolicy.guard.commands import clean, ledger_url, span
+from retrypolicy.guard.commands import ledger_url, span
 from retrypolicy.guard.key import SECRET_VARIABLE, Secret
 from retrypolicy.guard.ledger import ARM_TIMEOUT, Ledger
 from retrypolicy.guard.opening import LEDGER_VARIABLE, open_existing

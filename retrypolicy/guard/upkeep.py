@@ -14,6 +14,7 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen
 
 from retrypolicy.errors import ConfigurationError
+from retrypolicy.events import clean
 from retrypolicy.guard.ledger import Filter, Ledger, Phase, Record
 
 logger = logging.getLogger("retrypolicy.audit")
@@ -210,7 +211,7 @@ def as_dict(record: Record) -> Mapping[str, Any]:
 
 def _told(change: Change) -> Change:
     key, label = change.record.key.hex()[:12], change.record.label
-    what = f"{change.action}: key {key}" + (f" [{label}]" if label else "")
+    what = f"{change.action}: key {key}" + (f" [{clean(label)}]" if label else "")
     before = change.record.phase.name.lower()
     if change.after is None:
         logger.info("%s, by %s: not done, %s", what, change.by, change.why)

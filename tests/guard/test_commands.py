@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -161,13 +162,24 @@ def test_what_is_listed_names_neither_owner_nor_content(
     }  # fmt: skip
 
 
-def test_a_label_cannot_command_the_terminal(file: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_cannot_command_the_terminal_nor_forge_a_line_of_the_audit(
+    file: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(ledger, "k", Phase.HELD, label="\x1b[2Jgone\nforged line")
     run("list", "--ledger", file)
     run("resolve", "--ledger", file, "--all", "applied")
-    out = capsys.readouterr().out
-    assert "\x1b" not in out
-    assert "\nforged" not in out
+    out, audit = capsys.readouterr()
+    assert "\x1b" not in out + audit
+    assert "\nforged" not in out + audit
+    assert "forged line" in audit
+
+
+def test_a_label_that_the_terminal_cannot_show(file: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(ledger, "k", Phase.HELD, label="Ångström 42")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["ledger", "list", "--ledger", file]) == 0
+    assert rb"\xc5ngstr\xf6m 42" in terminal.buffer.getvalue()
 
 
 def test_show_by_key_and_by_digest(file: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -475,11 +475,12 @@ def test_deactivated_makes_one_plain_attempt(client: requests.Session) -> None:
 
 def test_no_log_line_shows_header_body_or_key(client: requests.Session, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "retrypolicy")
-    with FaultServer([BUSY, Close("request")]) as server, requests.Session() as session, operation(key="secret-key"):
+    with FaultServer([BUSY, Close("request")]) as server, requests.Session() as session:
         mount(session, AT_ONCE.with_(backoff=Constant(seconds=0.001)), ledger=MemoryLedger())
-        with pytest.raises(requests.ConnectionError):
+        with pytest.raises(requests.ConnectionError), operation(key="secret-key", label="order 42\nforged"):
             session.post(server.url("/?token=hidden"), data=b"a secret body", headers={"Authorization": "Bearer hush"})
     assert "waiting" in caplog.text
     assert "is held" in caplog.text
+    assert "[order 42\N{REPLACEMENT CHARACTER}forged]" in caplog.text
     for word in ("hush", "secret", "hidden"):
         assert word not in caplog.text
