@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.utils.module_loading import import_string
 
 from retrypolicy.config import lint
 from retrypolicy.django import settings
@@ -121,7 +122,7 @@ def check_ledger(**kwargs: Any) -> Found:
         yield _say("E003", str(error), f"Correct LEDGER. {DOCS}")
         return
     if ledger is None:
-        if any(mailer.ours for mailer in mailers()):
+        if any(mailer.guarded and "retry_ledger" not in mailer.options for mailer in mailers()):
             yield _say(
                 "I001",
                 "there is no ledger: a crash between sending and answering is not remembered",
@@ -155,10 +156,12 @@ def check_ledger(**kwargs: Any) -> Found:
 def check_mailers(**kwargs: Any) -> Found:
     """Every way to send mail."""
     for mailer in mailers():
-        yield from _options(mailer)
-        if mailer.backend.startswith("anymail.backends.") and getattr(django_settings, "RETRYPOLICY", None):
-            ours = mailer.backend.replace("anymail.", "retrypolicy.anymail.", 1)
-            yield _say("W005", f"{mailer.where} is Anymail's own backend: nothing is guarded", f"Use {ours}.")
+        yield from check_mailer(mailer)
+        if "retry_ledger" in mailer.options:
+            yield from _other_ledger(mailer)
+        if mailer.counterpart is not None and getattr(django_settings, "RETRYPOLICY", None):
+            said = f"{mailer.where} is Anymail's own backend: nothing is guarded"
+            yield _say("W005", said, f"Use {mailer.counterpart}.")
         if mailer.backend.startswith("retrypolicy.anymail.backends.amazon_ses"):
             yield from _stacked(mailer)
         if testing() and mailer.ours:
@@ -169,7 +172,13 @@ def check_mailers(**kwargs: Any) -> Found:
             )
 
 
-def _options(mailer: Mailer) -> Found:
+def check_mailer(mailer: Mailer) -> Found:
+    """One backend and its options."""
+    if mailer.ours:
+        try:
+            import_string(mailer.backend)
+        except ImportError as error:
+            yield _say("E004", f"{mailer.where}: {mailer.backend} can't be imported: {error}", f"Correct it. {DOCS}")
     options = mailer.options
     hint = f"Correct the OPTIONS. {DOCS}"
     unknown = [
@@ -190,6 +199,20 @@ def _options(mailer: Mailer) -> Found:
             yield from _linted(f"{mailer.where}['OPTIONS']['retry_policy']", policy, provider)
     except RetryPolicyError as error:
         yield _say("E004", f"{mailer.where}: {error}", hint)
+
+
+def _other_ledger(mailer: Mailer) -> Found:
+    try:
+        same = settings.ledger(mailer.options["retry_ledger"]) is settings.ledger()
+    except RetryPolicyError:
+        return  # E003 or E004 says so
+    if not same:
+        yield _say(
+            "W012",
+            f"{mailer.where} has another ledger than RETRYPOLICY['LEDGER'] names",
+            "Webhooks, the admin and manage.py retrypolicy look into LEDGER only: what this mailer holds stays held. "
+            "Use one ledger for all.",
+        )
 
 
 def _stacked(mailer: Mailer) -> Found:

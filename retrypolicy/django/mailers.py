@@ -31,6 +31,15 @@ class Mailer:
         except ImportError:
             return False
 
+    @property
+    def counterpart(self) -> str | None:
+        """The path of our backend for the same provider, if this is one of Anymail's own."""
+        room, _, name = self.backend.removesuffix(".EmailBackend").rpartition(".")
+        name = "brevo" if name == "sendinblue" else name
+        if room != "anymail.backends" or name in ("console", "test"):
+            return None
+        return f"retrypolicy.anymail.backends.{name}.EmailBackend"
+
 
 def mailers() -> Iterator[Mailer]:
     """Those of `MAILERS` (Django 6.1), else the one of `EMAIL_BACKEND`."""

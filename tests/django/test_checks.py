@@ -12,8 +12,11 @@ from django.core import mail
 from django.core.checks import run_checks
 from django.db import connections
 from django.test import override_settings
+from django.utils.module_loading import import_string
 
 from retrypolicy import Guard, RetryPolicy
+from retrypolicy.anymail import RetryMixin
+from retrypolicy.django.mailers import Mailer
 from retrypolicy.guard import MemoryLedger
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,8 @@ def test_nothing_to_say() -> None:
         ("E008", {"FAILOVER": ["anymail.backends.resend.EmailBackend"]}),
         ("E008", {"FAILOVER": [{"OPTIONS": {}}]}),
         ("E008", {"FAILOVER": ["nowhere.EmailBackend"]}),
+        ("E004", {"FAILOVER": [{"BACKEND": RESEND, "OPTIONS": {"retry_policy": "wbe"}}]}),
+        ("E004", {"FAILOVER": [RESEND, {"BACKEND": RESEND, "OPTIONS": {"retry_provider": "reesend"}}]}),
         ("W001", {"POLICY": RetryPolicy(idempotent_methods={"GET", "POST"})}),
         ("W001", {"POLICIES": {"mail": RetryPolicy(guard=Guard(on_unknown="resend"))}}),
         ("W002", {"POLICY": RetryPolicy(name="web-mail", max_wait=50.0, total_timeout=20.0)}),
@@ -77,6 +82,7 @@ def test_a_policy_as_data_is_a_policy() -> None:
         ("E004", {"retry_provider": "reesend"}),
         ("E004", {"retry_ledger": "nowhere"}),
         ("E004", {"retry_polciy": "web"}),
+        ("W012", {"retry_ledger": "memory:mails"}),
         ("I001", {"retry_policy": "web"}),
     ],
     ids=str,
@@ -95,6 +101,40 @@ def test_anymails_own_backend() -> None:
     plain = {"MAILERS": {"default": {"BACKEND": "anymail.backends.resend.EmailBackend"}}}
     assert ids(**plain) == set()
     assert ids(**plain, RETRYPOLICY={"POLICY": "web"}) == {"W005"}
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("test", None), ("console", None), ("sendinblue", "brevo"), ("postal", "postal")]
+)
+def test_what_is_advised_in_the_place_of_anymails_own_backend(name: str, ours: str | None) -> None:
+    found = Mailer("EMAIL_BACKEND", f"anymail.backends.{name}.EmailBackend", {}).counterpart
+    assert found == (None if ours is None else f"retrypolicy.anymail.backends.{ours}.EmailBackend")
+    assert found is None or issubclass(import_string(found), RetryMixin)
+
+
+def test_a_backend_that_does_not_exist() -> None:
+    assert "E004" in ids(MAILERS={"default": {"BACKEND": "retrypolicy.anymail.backends.reesend.EmailBackend"}})
+
+
+def test_one_ledger_for_all(project: dict[str, Any], ledger: MemoryLedger) -> None:
+    assert "W012" not in ids(**mailer(retry_ledger=ledger), RETRYPOLICY=project)
+    assert "I001" not in ids(**mailer(retry_ledger="memory:mails"))
+
+
+@pytest.mark.parametrize(
+    ("expected", "options", "setting"),
+    [
+        (set(), {"backends": [RESEND]}, None),
+        (set(), {}, [RESEND]),
+        ({"E008"}, {}, None),
+        ({"E008"}, {"backends": ["nowhere.EmailBackend"]}, [RESEND]),
+        ({"E004"}, {"backends": [{"BACKEND": RESEND, "OPTIONS": {"retry_policy": "wbe"}}]}, None),
+    ],
+    ids=str,
+)
+def test_failover(expected: set[str], options: dict[str, Any], setting: Any, project: dict[str, Any]) -> None:
+    sender = {"default": {"BACKEND": "retrypolicy.anymail.failover.EmailBackend", "OPTIONS": options}}
+    assert ids(MAILERS=sender, RETRYPOLICY={**project, "FAILOVER": setting}) - {"W007"} == expected
 
 
 def test_botocores_retries() -> None:

@@ -178,7 +178,7 @@ class Command(BaseCommand):
         self.stdout.write(f"mode      {mode()}")
         for mailer in mailers():
             self.stdout.write(
-                f"mailer    {mailer.where}: {mailer.backend}{'' if mailer.ours else ' (not guarded by us)'}"
+                f"mailer    {mailer.where}: {mailer.backend}{'' if mailer.guarded else ' (not guarded by us)'}"
             )
         ledger = settings.ledger()
         if ledger is None:
