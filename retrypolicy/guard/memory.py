@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -123,12 +124,12 @@ class MemoryLedger:
     def purge(self, limit: int = 500, *, dry_run: bool = False) -> int:
         with self._lock:
             now = self._clock.now()
-            over = [key for key, record in self._records.items() if transitions.live(record, now) is None]
-            if dry_run:
-                return len(over)
-            for key in over[:limit]:
-                del self._records[key]
-        return len(over[:limit])
+            over = (key for key, record in self._records.items() if transitions.live(record, now) is None)
+            keys = list(over if dry_run else islice(over, limit))  # the oldest stand first: it ends soon
+            if not dry_run:
+                for key in keys:
+                    del self._records[key]
+            return len(keys)
 
     def problems(self) -> list[str]:
         return ["a ledger in memory forgets everything when its process ends"]
