@@ -30,7 +30,7 @@ _COMMENT = "retrypolicy ledger, schema "
 _UPGRADES: dict[int, str] = {}
 _LOCK = 0x52504C47  # one creation of a table at a time
 _PAGE = 500
-_AT_ONCE, _STEP = 50, 0.01  # of a purge: records in one transaction, and seconds after which no other one is begun
+_AT_ONCE, _STEP = 25, 0.01  # of a purge: records in one transaction, and seconds after which no other one is begun
 _ROUNDS = 20  # how often a record may change under our hands before we give up
 
 _system = SystemClock()

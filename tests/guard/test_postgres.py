@@ -166,11 +166,11 @@ def test_a_step_of_a_purge_is_short(ledger: PostgresLedger) -> None:
     steps = ledger._steps.purge(500)
     statement = next(steps)
     assert statement.values is not None
-    assert statement.values["limit"] == 50
+    assert statement.values["limit"] == 25
     time.sleep(0.02)  # a slow server
     with pytest.raises(StopIteration) as end:
-        steps.send([(True,)] * 50)
-    assert end.value.value == 50
+        steps.send([(True,)] * 25)
+    assert end.value.value == 25
 
 
 def test_purge_finds_what_is_over_by_the_index(postgres: Postgres, ledger: PostgresLedger) -> None:
