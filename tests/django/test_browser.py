@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -96,7 +95,7 @@ def site() -> Iterator[str]:
 def page(site: str) -> Iterator[Any]:
     """A browser's page, logged in."""
     playwright = pytest.importorskip("playwright.sync_api")
-    user = User.objects.create(username=f"ann-{uuid.uuid4().hex[:4]}", is_staff=True, is_superuser=True)
+    user, _ = User.objects.get_or_create(username="ann", is_staff=True, is_superuser=True)
     client = Client()
     client.force_login(user)
     with playwright.sync_playwright() as started:
