@@ -13,6 +13,7 @@ import retrypolicy.decision
 from retrypolicy import (
     Answered,
     Constant,
+    Decorrelated,
     Effect,
     Exponential,
     Failed,
@@ -232,6 +233,13 @@ def test_with_limits_methods_count_for_reads_and_answers_sent_or_not() -> None:
         assert isinstance(after(outcome, policy, method="GET"), Retry)
 
 
+def test_without_limits_methods_count_for_what_was_sent_whatever_its_kind() -> None:
+    policy = POLICY.with_(allowed_methods={"GET"})
+    sent = failed(Stage.SENT, counter="other")
+    assert after(sent, policy, method="PUT") == Stop(reason=Reason.METHOD_NOT_ALLOWED)
+    assert after(failed(Stage.NOT_SENT, counter="read"), policy, method="PUT").reason is Reason.NOT_SENT
+
+
 def test_with_limits_a_lost_body_is_not_fetched_again() -> None:
     assert after(Answered(status=200, body_error=OSError()), COUNTING) == Stop(reason=Reason.NOT_RETRYABLE)
 
@@ -373,6 +381,12 @@ def test_a_rule_may_speak_of_attempts_that_failed_and_of_what_was_before() -> No
     doubtful = POLICY.with_(rules=[Rule(status=404, tainted=True, retry=True)])
     assert isinstance(after(Answered(status=404), doubtful, tainted=True), Retry)
     assert isinstance(after(Answered(status=404), doubtful, tainted=False), Stop)
+
+
+def test_a_backoff_may_build_on_the_wait_before() -> None:
+    policy = POLICY.with_(backoff=Decorrelated(base=1.0, cap=30.0))
+    assert after(Answered(status=429), policy, previous=5.0).delay == 8.0  # type: ignore[union-attr] # from 1 to 15
+    assert after(Answered(status=429), policy).delay == 2.0  # type: ignore[union-attr] # from 1 to 3
 
 
 def test_hints_of_whether_to_retry_can_be_ignored() -> None:

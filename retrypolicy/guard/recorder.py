@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from retrypolicy.errors import LedgerUnavailable, RetryPolicyError
@@ -87,14 +87,21 @@ class Recorder:
         self._filled.set()
 
     def _work(self) -> None:
-        wait = _FIRST_WAIT
         while True:
             self._filled.wait()
             self._filled.clear()
-            while self.flush():
+            for wait in waits():
+                if not self.flush():
+                    break
                 threading.Event().wait(wait)
-                wait = min(wait * 2, _LONGEST_WAIT)
-            wait = _FIRST_WAIT
+
+
+def waits() -> Iterator[float]:
+    """Seconds between the rounds of one outage."""
+    wait = _FIRST_WAIT
+    while True:
+        yield wait
+        wait = min(wait * 2, _LONGEST_WAIT)
 
 
 class _Chore:

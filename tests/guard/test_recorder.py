@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -343,12 +344,28 @@ def test_a_long_outage_does_not_fill_the_memory_and_good_news_has_room(ledger: F
     assert phase(ledger, "good") is Phase.DONE
 
 
-def test_the_thread_writes_what_came_back(clock: VirtualClock, ledger: Faulty) -> None:
+def test_rounds_get_rarer_up_to_two_a_minute() -> None:
+    assert list(itertools.islice(recorder.waits(), 9)) == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_the_thread_writes_what_came_back(ledger: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real: the send went well, its record could not be written, and is written when the ledger is there again."""
+    monkeypatch.setattr(recorder, "_FIRST_WAIT", 0.01)
     arm(ledger)
+    tried = threading.Semaphore(0)
+
+    def done(*args: Any, **options: Any) -> bool:
+        tried.release()
+        if "done" in ledger.down:
+            raise LedgerUnavailable("down")
+        return MemoryLedger.done(ledger, *args, **options)
+
+    monkeypatch.setattr(ledger, "done", done)
     ledger.down = {"done"}
     mine = Recorder()
     mine.later(ledger, key(), {"status": 200}, "")
+    for _ in range(3):
+        assert tried.acquire(timeout=20)
     ledger.down = set()
     deadline = time.monotonic() + 20
     while phase(ledger) is not Phase.DONE:
