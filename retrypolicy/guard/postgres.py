@@ -7,6 +7,7 @@ heap-only tuples, and of its client library's connection parameters.
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -173,13 +174,17 @@ def connector(
         raise ConfigurationError(
             "a ledger in PostgreSQL needs the package psycopg: pip install 'retrypolicy[postgres]'"
         ) from None
+    bad = ConfigurationError(
+        "ledger: this URL is not allowed; must be postgresql://user@host:port/database, with libpq's parameters "
+        "(what is special in a password is escaped: %40 for @, %2F for /)"
+    )
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        # Its words may quote the string, password included.
-        raise ConfigurationError(
-            "ledger: this URL is not allowed; must be postgresql://user@host:port/database, with libpq's parameters"
-        ) from None
+        raise bad from None  # its words may quote the string, password included
+    # After a password with @ or / in it, what is left of that counts as the host or the port, which errors name.
+    if "@" in str(given.get("host", ""))[1:] or not re.fullmatch(r"[\d,]*", str(given.get("port", ""))):
+        raise bad
     settings: dict[str, str | int] = {
         "connect_timeout": max(2, round(timeout)),
         "tcp_user_timeout": round(timeout * 1000),

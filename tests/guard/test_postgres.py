@@ -442,7 +442,13 @@ def test_a_url_carries_options(postgres: Postgres) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://me:secret@host:port/x?nonsense=1", "postgresql://me:secret@h/x?timeout=soon"]
+    "url",
+    [
+        "postgresql://me:secret@host:port/x?nonsense=1",
+        "postgresql://me:secret@h/x?timeout=soon",
+        "postgresql://me:se@secret@h/x",
+        "postgresql://me:secret/x@h/x",
+    ],
 )
 def test_a_bad_url_is_told_without_its_password(url: str) -> None:
     with pytest.raises((ConfigurationError, PolicyError)) as caught:
