@@ -83,6 +83,7 @@ HINTS = frozenset(
         "retry-after",
         "retry-after-ms",
         "ratelimit",
+        "ratelimit-policy",
         "ratelimit-reset",
         "ratelimit-remaining",
         "x-should-retry",

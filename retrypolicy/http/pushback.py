@@ -50,8 +50,8 @@ def pushback(headers: Mapping[str, str], now: float, hints: Sequence[Hint] = ())
     """Seconds to wait by the server's own word, at least 0; None if it gave none. No value of a header raises.
 
     The first of these that can be read is taken: `Retry-After` (RFC 9110 10.2.3, before all others by the draft on
-    RateLimit fields), `retry-after-ms`, the `hints` of the provider, `RateLimit`, `RateLimit-Reset` with
-    `RateLimit-Remaining` (both in seconds, both only when nothing is left).
+    RateLimit fields), `retry-after-ms`, the `hints` of the provider, `RateLimit` (with
+    `RateLimit-Policy`), `RateLimit-Reset` with `RateLimit-Remaining` (both in seconds, both only when nothing is left).
 
     A moment is measured against the response's own `Date` where that is valid, so that two clocks that disagree do no
     harm, else against `now` (seconds since the epoch); a moment in the past is 0. Fractions of a second are read,
@@ -96,7 +96,9 @@ def read_pushback(fields: Mapping[str, str], now: float, hints: Sequence[Hint] =
         wait = _sensible(read(said, hint.unit))
         if wait is not None:
             return wait
-    wait = _sensible(rate_limit(fields["ratelimit"])) if "ratelimit" in fields else None
+    wait = None
+    if "ratelimit" in fields:
+        wait = _sensible(rate_limit(fields["ratelimit"], fields.get("ratelimit-policy", "")))
     if wait is None and "ratelimit-reset" in fields:
         wait = _sensible(exhausted(fields.get("ratelimit-remaining", ""), fields["ratelimit-reset"]))
     return wait

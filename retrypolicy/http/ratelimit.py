@@ -7,7 +7,7 @@ import re
 # Of structured fields (RFC 9651) only what these fields use: members with a value, and parameters.
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
 _VALUE = rf"(?:{_STRING}|:[A-Za-z0-9+/=]*:|[-A-Za-z0-9_.*?][-A-Za-z0-9_.*:/%+]*)"
-_MEMBER = re.compile(rf"(?:(?P<name>[A-Za-z*][-A-Za-z0-9_.*]*)(?:=(?P<value>{_VALUE}))?|{_STRING})")
+_MEMBER = re.compile(rf"(?:(?P<name>[A-Za-z*][-A-Za-z0-9_.*]*)(?:=(?P<value>{_VALUE}))?|(?P<item>{_STRING}))")
 _PARAMETER = re.compile(rf" *; *(?P<name>[a-z*][-a-z0-9_.*]*)(?:=(?P<value>{_VALUE}))?")
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -19,11 +19,13 @@ def number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def rate_limit(text: str) -> float | None:
+def rate_limit(text: str, policy: str = "") -> float | None:
     """Seconds until there is quota again, by a `RateLimit` field; None if some is left or the field is malformed.
 
     draft-ietf-httpapi-ratelimit-headers, revision 11: `"burst";r=0;t=30, "daily";r=7;t=900`, where of several
-    exhausted limits the longest counts. Revision 07: `limit=10, remaining=0, reset=7`.
+    exhausted limits the longest counts. A limit without its `t` has the window of the `RateLimit-Policy` field's item
+    of the same name (`"burst";q=100;w=60`): by then there is more at the latest. Revision 07:
+    `limit=10, remaining=0, reset=7`.
     """
     members = _members(text.strip(" \t"))
     if members is None:
@@ -31,7 +33,11 @@ def rate_limit(text: str) -> float | None:
     values = {name: value for name, value, _ in members if name}
     if "reset" in values:
         return exhausted(values.get("remaining", ""), values["reset"])
-    waits = [exhausted(parameters.get("r", ""), parameters.get("t", "")) for _, _, parameters in members]
+    windows = {name: parameters.get("w", "") for name, _, parameters in _members(policy.strip(" \t")) or ()}
+    waits = [
+        exhausted(parameters.get("r", ""), parameters.get("t", windows.get(name, "")))
+        for name, _, parameters in members
+    ]
     return max((wait for wait in waits if wait is not None), default=None)
 
 
@@ -52,7 +58,7 @@ def _members(text: str) -> list[tuple[str, str, dict[str, str]]] | None:
         while parameter := _PARAMETER.match(text, at):
             parameters[parameter["name"]] = parameter["value"] or ""
             at = parameter.end()
-        members.append((match["name"] or "", match["value"] or "", parameters))
+        members.append((match["name"] or match["item"], match["value"] or "", parameters))
         if at == len(text):
             return members
         comma = _COMMA.match(text, at)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPHeaderDict
 
+from retrypolicy import Answered, Constant, RetryPolicy, decide
+from retrypolicy.decision import History, Retry
 from retrypolicy.errors import PolicyError
 from retrypolicy.http.pushback import LONGEST, Hint, do_not_retry, pushback
 
@@ -24,6 +26,7 @@ names = st.sampled_from(
         "retry-after-ms",
         "Date",
         "RateLimit",
+        "RateLimit-Policy",
         "RateLimit-Remaining",
         "RateLimit-Reset",
         "X-Reset",
@@ -132,6 +135,28 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 )
 def test_rate_limit(value: str, seconds: float | None) -> None:
     assert pushback({"RateLimit": value}, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "policy", "seconds"),
+    [
+        ('"burst";r=0', '"burst";q=100;w=60,"daily";q=1000;w=86400', 60),
+        ('"burst";r=0;t=7', '"burst";q=100;w=60', 7),  # the server knows better
+        ('"burst";r=1', '"burst";q=100;w=60', None),
+        ('"burst";r=0', '"daily";q=1000;w=86400', None),
+        ('"burst";r=0', '"burst";q=100', None),
+        ('"burst";r=0', '"burst";q=100;w=60,', None),  # malformed: MUST be ignored
+        ('"burst";r=0', "100;w=10", None),
+        (None, '"burst";q=100;w=60', None),  # a policy alone says nothing of what is left
+    ],
+)
+def test_rate_limit_policy(value: str | None, policy: str, seconds: float | None) -> None:
+    headers = {"RateLimit-Policy": policy} | ({} if value is None else {"RateLimit": value})
+    assert pushback(headers, NOW) == seconds
+    wanted = RetryPolicy(backoff=Constant(seconds=0), max_wait=100.0)
+    decision = decide(wanted, History(), Answered(status=429, headers=headers), now=NOW, random=0.5)
+    assert isinstance(decision, Retry)
+    assert decision.delay == (seconds or 0.0)
 
 
 def test_rate_limit_of_the_early_drafts() -> None:
