@@ -24,6 +24,7 @@ from retrypolicy.django.naming import name_of
 from retrypolicy.django.stored import dump
 from retrypolicy.errors import ConfigurationError, KeyReused
 from retrypolicy.guard.key import check_key
+from retrypolicy.step import slim
 
 if TYPE_CHECKING:
     from retrypolicy.django.delivery import Delivered as Delivered
@@ -113,8 +114,8 @@ def hand_over(key: str, using: str) -> None:
         else:
             tell(key, using=using)
     except Exception as error:
-        # Not its text, nor its traceback: they may tell a broker's password, or the message.
-        logger.error("a message in the outbox was not handed over (%s); the sweeper finds it", type(error).__name__)
+        # Not the text of others' errors, nor a traceback: they may tell a broker's password, or the message.
+        logger.error("a message in the outbox was not handed over: %s; the sweeper finds it", slim(error))
 
 
 def _check_mailer(name: str | None) -> None:

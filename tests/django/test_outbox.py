@@ -526,7 +526,7 @@ def test_a_hook_that_fails_costs_nothing(setting: Any, clock: VirtualClock, capl
     setting["OUTBOX"]["HAND_OVER"] = broken
     with Shop([ok("postmark")]) as server:
         outbox.put(mail(), key="k")
-        assert "was not handed over (OSError); the sweeper finds it" in caplog.text
+        assert "was not handed over: OSError; the sweeper finds it" in caplog.text
         assert "password" not in caplog.text
         assert steps() == []  # whoever it was handed over to has a minute
         clock.advance(outbox.HAND_OVER_TIME + 1)
