@@ -139,10 +139,9 @@ def _clock(skew: float) -> Finding:
 
 
 def _held(ledger: Ledger) -> Finding:
-    found = upkeep.stats(ledger)
-    count = found["phases"]["held"]
-    if not count:
+    providers, oldest = upkeep.held(ledger)
+    if not providers:
         return Finding(what="held", state="good", text="nothing waits for evidence")
-    age = span(found["oldest_held_seconds"] or 0.0)
-    text = f"{count} send(s) wait for evidence, the oldest for {age}: retrypolicy ledger list --phase held"
+    age = span(oldest or 0.0)
+    text = f"{providers.total()} send(s) wait for evidence, the oldest for {age}: retrypolicy ledger list --phase held"
     return Finding(what="held", state="warning", text=text)

@@ -172,22 +172,28 @@ def purge(ledger: Ledger, *, by: str, dry_run: bool = False) -> int:
 
 def stats(ledger: Ledger) -> dict[str, Any]:
     """How many records stand in each phase, and of the held ones: how many for each provider, and since when."""
-    now = time_of(ledger)
-    counts = Counter({phase: ledger.counts().get(phase, 0) for phase in Phase})
-    providers: Counter[str] = Counter()
-    oldest: float | None = None
-    for record in find(ledger, Filter(phases=frozenset({Phase.HELD}))):
-        providers[record.provider] += 1
-        if record.last_armed is not None:
-            oldest = record.last_armed if oldest is None else min(oldest, record.last_armed)
+    counts = Counter(ledger.counts())
+    providers, oldest = held(ledger)
     # Those whose owner died count as held, though nobody wrote it down yet.
     counts[Phase.ARMED] = max(0, counts[Phase.ARMED] + counts[Phase.HELD] - providers.total())
     counts[Phase.HELD] = providers.total()
     return {
         "phases": {phase.name.lower(): counts[phase] for phase in Phase},
         "held_by_provider": dict(sorted(providers.items())),
-        "oldest_held_seconds": None if oldest is None else max(0.0, now - oldest),
+        "oldest_held_seconds": oldest,
     }
+
+
+def held(ledger: Ledger) -> tuple[Counter[str], float | None]:
+    """How many records are held, for each provider; and how many seconds ago the oldest of them was last armed."""
+    now = time_of(ledger)
+    providers: Counter[str] = Counter()
+    oldest: float | None = None
+    for record in find(ledger, Filter(phases=frozenset({Phase.HELD}))):
+        providers[record.provider] += 1
+        if record.last_armed is not None:
+            oldest = record.last_armed if oldest is None else min(oldest, record.last_armed)
+    return providers, None if oldest is None else max(0.0, now - oldest)
 
 
 def as_dict(record: Record) -> Mapping[str, Any]:
