@@ -246,7 +246,7 @@ def test_with_limits_a_lost_body_is_not_fetched_again() -> None:
 
 def test_with_limits_retry_after_takes_the_place_of_the_backoff() -> None:
     policy = COUNTING.with_(backoff=Constant(seconds=10))
-    for seconds, delay in [("5", 5.0), ("0", 10.0), ("20", 20.0), ("40", 30.0)]:
+    for seconds, delay in [("5", 5.0), ("1", 1.0), ("0", 10.0), ("20", 20.0), ("40", 30.0)]:
         assert after(Answered(status=429, headers={"Retry-After": seconds}), policy).delay == delay  # type: ignore[union-attr]
     endless = policy.with_(limits=Limits())
     assert after(Answered(status=429, headers={"Retry-After": "40"}), endless).delay == 40  # type: ignore[union-attr]
@@ -302,6 +302,11 @@ def answer(seconds: float) -> Answered:
 )
 def test_a_hint_beyond_max_wait(pushback: str, decision: object) -> None:
     assert after(answer(90), POLICY.with_(pushback=pushback), method="POST") == decision
+
+
+@pytest.mark.parametrize("pushback", ["defer", "cap", "stop"])
+def test_a_hint_of_just_max_wait_is_waited(pushback: str) -> None:
+    assert after(answer(60), POLICY.with_(pushback=pushback)) == Retry(delay=60.0, reason=Reason.NOT_APPLIED)
 
 
 def test_a_hint_is_a_floor_under_the_delay() -> None:
