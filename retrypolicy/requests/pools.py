@@ -32,7 +32,7 @@ class Pools:
             self._begin(manager, find)
         if proxies or cert is not None or not self._usable:
             return find(request, verify, proxies=proxies, cert=cert)
-        url = request.url
+        url = request.url or ""
         key = url[: url.find("/", 8)], verify  # scheme and authority: the first slash behind "https://"
         known = self._known.get(key)
         pool = None if known is None else known()

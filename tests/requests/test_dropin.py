@@ -387,6 +387,11 @@ def test_parts_that_cant_be_used_are_refused_before_a_key_is_armed() -> None:
         for url in ("http://", "http://[::1/", "http://a:b:c/"):
             with pytest.raises((requests.exceptions.InvalidURL, ValueError)), operation(key="k"):
                 session.post(url, data=b"x")
+        unprepared = session.prepare_request(requests.Request("POST", "http://127.0.0.1:9/"))
+        for none in ("http://[::1/", "http://127.0.0.1:abc/", "", None):
+            unprepared.url = none
+            with pytest.raises((requests.exceptions.InvalidURL, ValueError)), operation(key="k"):
+                session.get_adapter("http://").send(unprepared)
         for options in ({"verify": "/no/such/file"}, {"cert": "/no/such/file"}):
             with pytest.raises(OSError, match="invalid path"), operation(key="k"):
                 session.post("https://127.0.0.1:9/", data=b"x", **options)
