@@ -22,7 +22,7 @@ from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.guard.operation import Operation, current_operation
 from retrypolicy.guard.reconcile import Reconciler, checked, reconciler_for
 from retrypolicy.outcome import Effect, Reason
-from retrypolicy.policy import RetryPolicy
+from retrypolicy.policy import LONGEST_ATTEMPT, RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.providers.together import at_hosts, with_rules
 from retrypolicy.shared import SharedState
@@ -62,8 +62,7 @@ class Engine(Driver):
     Thread-safe. Raises `PolicyError` or `ConfigurationError` for parts that can't be used.
     """
 
-    longest_attempt = 300.0
-    """Seconds that an attempt is believed to take at most where no time limit is set: for the lease."""
+    longest_attempt = LONGEST_ATTEMPT
 
     def __init__(
         self,

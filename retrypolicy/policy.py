@@ -20,6 +20,9 @@ from retrypolicy.http.methods import IDEMPOTENT
 from retrypolicy.http.statuses import FORCELIST, REFUSALS
 from retrypolicy.rules import Rule
 
+LONGEST_ATTEMPT = 300.0
+"""Seconds that an attempt is believed to take at most where no time limit is set: for the lease of its key."""
+
 
 def _methods(field: str, value: Any) -> frozenset[str]:
     if isinstance(value, str) or not isinstance(value, Iterable):

@@ -22,6 +22,7 @@ from retrypolicy.errors import (
 from retrypolicy.events import Held, LedgerDown, Reconciled, Replayed
 from retrypolicy.guard.ledger import Phase, Record, Refused, Take, Taken
 from retrypolicy.guard.reconcile import HeldSend, quiet_time
+from retrypolicy.guard.transitions import covered
 from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason, interrupts
 from retrypolicy.rules import Meaning
 
@@ -234,7 +235,7 @@ class Guarded(State):
                 "an earlier attempt may have been applied, and nothing shows that it was not; nothing was sent. "
                 "Resolve it: retrypolicy ledger resolve",
                 key_digest=name,
-                retry_at=record.not_before or self._ask_again,
+                retry_at=record.not_before if record.not_before > now else self._ask_again,
             )
         raise SendInProgress(
             "another caller has this key right now; nothing was sent", retry_at=record.lease, key_digest=name
@@ -323,10 +324,17 @@ class Guarded(State):
         if record is not None and record.phase is Phase.ARMED and record.lease < now:
             yield from self._write("expire", (self.digest, record.fence))  # as an arm would
             record, now = yield from self._read()
-        if record is None or record.phase is Phase.FAILED:
+        if record is None:
             return
-        if record.phase is not Phase.CLAIMED and not self._may_rearm(record, now):
+        free = record.phase in (Phase.CLAIMED, Phase.FAILED) or (
+            record.phase is Phase.HELD
+            and record.fingerprint == self.fingerprint
+            and covered(record, self._window(), now)
+        )
+        if record.not_before > now or not free:
             self._in_the_way = record, now
+        elif record.phase is Phase.FAILED:
+            return
         elif record.fingerprint == self.fingerprint:
             # Without these, runs that never get as far as an arm would put the call off for ever.
             self.attempts = record.attempts + self._unrecorded
@@ -340,16 +348,6 @@ class Guarded(State):
             self.tell(LedgerDown, operation="read")
             return None, 0.0  # nothing was sent, and nothing will be before an arm
         return answer
-
-    def _may_rearm(self, record: Record, now: float) -> bool:
-        window = self._window()
-        return (
-            record.phase is Phase.HELD
-            and window is not None
-            and record.first_armed is not None
-            and now < record.first_armed + window
-            and record.fingerprint == self.fingerprint
-        )
 
     def _write(self, operation: str, args: tuple[Any, ...], **options: Any) -> Generator[Command, Any, bool]:
         command = Perform(operation, args, options)

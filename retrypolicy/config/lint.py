@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from attrs import frozen
 
 from retrypolicy.http.methods import IDEMPOTENT
-from retrypolicy.policy import RetryPolicy
+from retrypolicy.policy import LONGEST_ATTEMPT, RetryPolicy
 from retrypolicy.providers import Provider, load
 
 WEB_WAIT = 5.0
@@ -135,9 +135,9 @@ def _slow_for_web(policy: RetryPolicy, place: _Place) -> Iterator[Found]:
 def _short_lease(policy: RetryPolicy, place: _Place) -> Iterator[Found]:
     lease = policy.guard.lease
     limits = [t for t in (policy.attempt_timeout, policy.total_timeout) if t is not None]
-    longest = min(limits, default=math.inf)
+    longest = min(limits, default=LONGEST_ATTEMPT)
     if lease is not None and lease < longest:
-        what = f"{longest:g} s" if limits else "any time"
+        what = f"{longest:g} s" if limits else f"{longest:g} s and more, since nothing limits it"
         yield (
             "guard.lease",
             f"an attempt may take {what}, but is believed dead after {lease:g} s: its key is then held for nothing",

@@ -76,18 +76,20 @@ def _may_take(record: Record, take: Take, now: float, to: Phase) -> bool:
         case Phase.FAILED:
             return same or _renewed(record, take)
         case Phase.HELD:
-            # Same key and same content to a provider that still remembers it; or the policy accepts duplicates. A clock
-            # that stands before the last arm was set back: nobody knows how much of the window is left.
-            return (
-                to is Phase.ARMED
-                and same
-                and take.window is not None
-                and record.first_armed is not None
-                and record.last_armed is not None
-                and (take.window == math.inf or record.last_armed <= now < record.first_armed + take.window)
-            )
+            return to is Phase.ARMED and same and covered(record, take.window, now)
         case _:
             return False
+
+
+def covered(record: Record, window: float | None, now: float) -> bool:
+    """May what is held be armed again, for the same content? Only while the provider remembers its key for sure.
+
+    Or at any time, if the policy accepts duplicates: then its window is infinite. A clock that stands before the last
+    arm was set back: nobody knows how much of the window is left.
+    """
+    if window is None or record.first_armed is None or record.last_armed is None:
+        return False
+    return window == math.inf or record.last_armed <= now < record.first_armed + window
 
 
 def _renewed(record: Record, take: Take) -> bool:

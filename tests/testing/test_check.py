@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import pickle
@@ -36,9 +37,9 @@ from retrypolicy.testing import PolicyFindings, check_policy
 from retrypolicy.testing.check import Finding
 from retrypolicy.testing.check.checking import NAMES
 from retrypolicy.testing.check.engine import Space
-from retrypolicy.testing.check.faults import DROPPED, FINE, TIMEOUT, UNREACHABLE, Fault, answer, catalogue
+from retrypolicy.testing.check.faults import DROPPED, FINE, REFUSED, TIMEOUT, UNREACHABLE, Fault, answer, catalogue
 from retrypolicy.testing.check.laws import LAWS
-from retrypolicy.testing.check.scenario import Caller, Scenario
+from retrypolicy.testing.check.scenario import Caller, Jump, Scenario
 from retrypolicy.testing.check.world import DAY, World
 
 PRESETS = {"default": RetryPolicy(), "web": WEB, "worker": WORKER}
@@ -290,6 +291,28 @@ def test_a_key_whose_owner_died_is_held_though_no_attempt_gets_through() -> None
     scenario = Scenario(mode="guarded", faults=(DROPPED, UNREACHABLE), lasting=True, callers=callers, dice=0.5)
     world = World(Space(RetryPolicy(max_wait=0), None), scenario).play()
     assert [type(run.refusal).__name__ for run in world.runs[1:]] == ["SendInProgress", "SendHeld"]
+
+
+@pytest.mark.parametrize("fault", [UNREACHABLE, REFUSED, answer(429)], ids=lambda fault: str(fault.name))
+@pytest.mark.parametrize("provider", [None, "resend"])
+@pytest.mark.parametrize("back", [0.05, 0.3])
+def test_a_clock_that_was_set_back_does_not_put_a_call_off_for_ever(
+    fault: Fault, provider: str | None, back: float
+) -> None:
+    """A run that came before its time by the clock of now, and that got nowhere, was put off again uncounted."""
+    space = Space(RetryPolicy(max_wait=0), None if provider is None else load(provider))
+    for first, starts in itertools.product([(fault,), (DROPPED, fault)], [(), (0.0,), (0.5,), (0.5, 0.5)]):
+        scenario = Scenario(
+            mode="guarded",
+            faults=first,
+            lasting=True,
+            callers=(Caller(), *(Caller(starts=at) for at in starts)),
+            jumps=(Jump(at=back, seconds=-DAY),),
+            dice=0.5,
+        )
+        world = World(space, scenario).play()
+        assert LAWS["endless"].check(world) is None
+        assert not world.cut_off
 
 
 # -- manners

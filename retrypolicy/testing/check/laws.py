@@ -51,12 +51,15 @@ def false_report(world: World) -> str | None:
 def endless(world: World) -> str | None:
     """A call makes no more attempts than `max_attempts`, and something else than a huge number ends it.
 
-    Over several runs only where nobody else makes the call meanwhile, and the ledger loses nothing.
+    Over several runs only where the ledger loses nothing. Somebody else may have ended the call between two of them:
+    then a new one began, and is counted from there.
     """
     scenario = world.scenario
-    alone = len(scenario.callers) == 1 and not scenario.jumps and not scenario.trouble
-    for chain in _chains(world) if alone else [[run] for run in world.runs]:
-        made = sum(len(run.attempts) for run in chain)
+    for chain in [[run] for run in world.runs] if scenario.trouble else _chains(world):
+        numbers = [attempt.number for run in chain for attempt in run.attempts]
+        made = len(numbers)
+        if len(scenario.callers) > 1 and 1 in numbers:
+            made = numbers[::-1].index(1) + 1
         if made > world.policy.max_attempts:
             return f"the call made {made} attempts, and max_attempts is {world.policy.max_attempts}"
     if world.cut_off and world.untimed:
