@@ -126,7 +126,7 @@ SELECT current_setting('fsync'), current_setting('full_page_writes'), pg_is_in_r
 
 @frozen
 class Statement:
-    """One round trip. `prepare` False: never as a prepared statement (it may be several)."""
+    """One round trip. `prepare` False: never as a prepared statement (it may be several); None: as is usual."""
 
     text: str
     values: Mapping[str, Any] | None = None
@@ -251,7 +251,8 @@ class PostgresSteps:
         """Records that match, of the next 500 in the order of keys; and where to go on, None at the end."""
         yield from self._prepare()
         phases = [int(phase) for phase in where.phases] or None
-        rows = yield self._say(self._list, last=last, phases=phases, limit=_PAGE)
+        # Not prepared: what is rare, as held records are, is planned for only where the phases are known.
+        rows = yield self._say(self._list, prepare=False, last=last, phases=phases, limit=_PAGE)
         found = [(_record(row[1:]), row[0]) for row in rows]
         matching = [record for record, now in found if transitions.matches(record, where, now)]
         return matching, found[-1][0].key if len(found) == _PAGE else None
@@ -354,10 +355,10 @@ class PostgresSteps:
             "retention": self._retention,
         }
 
-    def _say(self, text: str, *, synced: bool = False, **values: Any) -> Statement:
+    def _say(self, text: str, *, synced: bool = False, prepare: bool | None = None, **values: Any) -> Statement:
         values["clock"] = None if self._clock is None else self._clock.now()
         values["sync"] = "on" if synced else "off"
-        return Statement(text, values)
+        return Statement(text, values, prepare)
 
     def _prepare(self) -> Steps[None]:
         """Once: the table is there, and of this version."""
