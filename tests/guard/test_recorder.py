@@ -219,14 +219,16 @@ def test_nobody_elses_arm_is_taken_back(ledger: Faulty, clock: VirtualClock, sti
     assert ledger.resolve(key(), 2, "not_applied")
     theirs = arm(ledger, owner=OTHER)
     still.withdraw(ledger, mine)
-    still.flush()
+    assert still.flush() == 1  # mine may still arrive
     assert (phase(ledger), standing(ledger).fence) == (Phase.ARMED, theirs.fence)
     ledger.unknown(key(), OTHER, theirs.fence)
-    still.flush()
+    assert still.flush() == 1
     assert phase(ledger) is Phase.HELD
     other_arm_of_mine = arm(ledger, owner=OWNER, window=1e6)
-    still.flush()
+    assert still.flush() == 1
     assert (phase(ledger), standing(ledger).fence) == (Phase.ARMED, other_arm_of_mine.fence)
+    ledger.done(key(), {"status": 200})
+    assert still.flush() == 0  # nothing can be armed any more
 
 
 @pytest.mark.slow
@@ -342,6 +344,16 @@ def test_a_long_outage_does_not_fill_the_memory_and_good_news_has_room(ledger: F
     ledger.down = set()
     still.flush()
     assert phase(ledger, "good") is Phase.DONE
+
+
+def test_one_thread_does_it_all_and_keeps_no_process_alive(ledger: Faulty) -> None:
+    ledger.down = {"done"}
+    mine, before = Recorder(), set(threading.enumerate())
+    for name in "abc":
+        mine.later(ledger, key(name), {"status": 200}, "")
+    started = set(threading.enumerate()) - before
+    assert [(thread.name, thread.daemon) for thread in started] == [("retrypolicy-recorder", True)]
+    ledger.down = set()
 
 
 def test_rounds_get_rarer_up_to_two_a_minute() -> None:
