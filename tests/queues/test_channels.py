@@ -29,7 +29,7 @@ from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.queues.channels import OUTBOX_CHANNEL, OutboxConsumer, PolicyConsumerMixin, stamped, wake
 from retrypolicy.requests import mount
 from retrypolicy.testing import Answer, Close, FaultServer
-from tests.anymail.sending import SECRET, mail, ok
+from tests.anymail.sending import JSON, SECRET, mail, ok
 
 # Channels' own worker does what asgiref warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")
@@ -315,6 +315,15 @@ def test_a_worker_is_woken_after_commit(post_office: FaultServer) -> None:
     work(lambda: post_office.complete == 3)
     (row,) = OutboxMessage.objects.all()  # to be sent in 90 seconds, by the sweeper
     assert (row.key, row.due > time.time() + 60) == ("receipt/0", True)
+
+
+def test_a_refused_message_takes_no_other_with_it(post_office: FaultServer) -> None:
+    post_office.play([Answer(422, headers=JSON, body=b'{"ErrorCode": 300}'), *[ok("postmark")] * 4])
+    for number in range(5):
+        outbox.put(mail(), key=f"receipt/{number}")
+    work(lambda: post_office.complete == 5)
+    (row,) = OutboxMessage.objects.all()
+    assert (row.key, row.get_state_display()) == ("receipt/0", "failed")
 
 
 def test_a_rolled_back_message_wakes_nobody(post_office: FaultServer) -> None:
