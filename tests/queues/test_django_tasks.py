@@ -19,7 +19,7 @@ import pytest
 import requests
 from django.core import checks
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import override_settings
 from django.utils import timezone
 from django_tasks_db.management.commands.db_worker import Worker
@@ -28,7 +28,7 @@ from django_tasks_db.models import DBTaskResult
 from retrypolicy import Guard, operation, step
 from retrypolicy.errors import ConfigurationError
 from retrypolicy.guard import MemoryLedger, Phase, Record
-from retrypolicy.queues.django_tasks import follow, reap, with_policy
+from retrypolicy.queues.django_tasks import DatabaseBackend, follow, reap, with_policy
 from retrypolicy.queues.django_tasks.job import NOTE
 from retrypolicy.queues.django_tasks.tasks import policies
 from retrypolicy.requests import mount
@@ -280,7 +280,9 @@ def test_another_one_has_the_call(shop: Shop) -> None:
 
 def test_no_secret_reaches_the_result(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    shop.server.play([Answer(422, body=b'{"message": "no"}', headers={"Content-Type": "application/json"})])
+    shop.server.play(
+        [Answer(422, body=b'{"message": "no jane@example.com"}', headers={"Content-Type": "application/json"})]
+    )
     mailer = {"EMAIL_BACKEND": "retrypolicy.anymail.backends.resend.EmailBackend"}
     anymail = {"RESEND_API_KEY": "very-secret", "RESEND_API_URL": shop.server.url("/")}
     with override_settings(ANYMAIL=anymail, **mailer):
@@ -386,6 +388,22 @@ def test_the_queue_is_away_when_a_task_wants_to_come_back(shop: Shop, caplog: py
     assert (shop.server.complete, shop.record.attempts) == (2, 2)
 
 
+def test_a_connection_that_was_lost_in_a_long_run(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found out when the task wants to come back; then there is a new one."""
+    shop.server.play([BUSY, Answer(200)])
+    result = tasks_shop.send.enqueue("order 1")
+    enqueue, lost = DatabaseBackend.enqueue, [OperationalError("gone away")]
+
+    def once(*args: Any) -> Any:
+        if lost:
+            raise lost.pop()
+        return enqueue(*args)
+
+    monkeypatch.setattr(DatabaseBackend, "enqueue", once)
+    assert shop.end_of(result).return_value == "sent"
+    assert not lost
+
+
 # -- rows of workers that are dead ------------------------------------------------------------------------------------
 
 
@@ -426,15 +444,19 @@ def test_a_task_that_kills_its_workers_comes_to_an_end(shop: Shop) -> None:
     assert row.task_result.errors[0].exception_class.__name__ == "SendFailed"
 
 
-def test_a_worker_that_died_after_its_task_went_on(shop: Shop) -> None:
+@pytest.mark.parametrize("hop", [0, 1])
+def test_a_worker_that_died_after_its_task_went_on(shop: Shop, hop: int) -> None:
     """The row ends; the task has gone on as another one."""
-    shop.server.play([BUSY, Answer(200)])
+    shop.server.play([BUSY] * (hop + 1) + [Answer(200)])
     result = tasks_shop.send.enqueue("order 1")
-    shop.work(rounds=1)
-    DBTaskResult.objects.filter(pk=result.id).update(status="RUNNING", return_value=None, finished_at=None)
+    for _ in range(hop + 1):
+        wait_for(lambda: DBTaskResult.objects.ready().exists())
+        shop.work(rounds=1)
+    row = DBTaskResult.objects.order_by("enqueued_at")[hop]
+    DBTaskResult.objects.filter(pk=row.pk).update(status="RUNNING", return_value=None, finished_at=None)
     assert fates(older_than=0) == ["ended"]
     assert shop.end_of(result).return_value == "sent"
-    assert (DBTaskResult.objects.count(), shop.server.complete) == (2, 2)
+    assert (DBTaskResult.objects.count(), shop.server.complete) == (hop + 2, hop + 2)
 
 
 def test_rows_that_are_not_ours_are_left_alone(shop: Shop) -> None:
