@@ -113,7 +113,8 @@ def test_a_bad_hour(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
             time.sleep(hour.chance.expovariate(1 / 0.7))
             assert time.monotonic() < began + PATIENCE
             shop = hour.chance.choice(field.shops)
-            kills += shop.kill("send_mail", "retry_due")
+            if kills < SENDS / 2 or SENDS > 100:  # a busy machine must come to an end, too
+                kills += shop.kill("send_mail", "retry_due")
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - began
