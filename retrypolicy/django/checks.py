@@ -266,7 +266,7 @@ def check_outbox_table(*, databases: Sequence[str] | None = None, **kwargs: Any)
     if alias in (databases or ()):
         table = OutboxMessage._meta.db_table
         if table not in connections[alias].introspection.table_names():
-            yield _say("E010", f"the outbox's table {table} is not in the database {alias!r}", "Run manage.py migrate.")
+            yield _say("W014", f"the outbox's table {table} is not in the database {alias!r}", "Run manage.py migrate.")
 
 
 def check_database(*, databases: Sequence[str] | None = None, **kwargs: Any) -> Found:
@@ -280,7 +280,7 @@ def check_database(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
     kind, _ = where_is(ledger.alias)
     if kind == "postgresql" and TABLE not in connections[ledger.alias].introspection.table_names():
         yield _say(
-            "E005",
+            "W013",
             f"the ledger's table {TABLE} is not in the database {ledger.alias!r}",
             "Run manage.py migrate" + ("." if ledger.alias == DEFAULT_DB_ALIAS else f" --database {ledger.alias}."),
         )

@@ -699,12 +699,26 @@ def test_the_check_for_the_table(on_postgres: str, setting: Any, monkeypatch: py
 
     with monkeypatch.context() as patched:
         patched.setattr(router, "db_for_write", lambda model, **hints: on_postgres)
-        assert "retrypolicy.E010" not in ids()
+        assert "retrypolicy.W014" not in ids()
         with connections[on_postgres].cursor() as cursor:
             cursor.execute("ALTER TABLE retrypolicy_outbox RENAME TO elsewhere")
-        assert "retrypolicy.E010" in ids()
+        assert "retrypolicy.W014" in ids()
         del setting["OUTBOX"]
-        assert "retrypolicy.E010" not in ids()
+        assert "retrypolicy.W014" not in ids()
+
+
+def test_migrate_runs_where_the_tables_are_missing(on_postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It checks the database before it makes the tables that the checks ask for."""
+    call_command("migrate", "retrypolicy", "zero", database=on_postgres, verbosity=0)
+    with monkeypatch.context() as patched, override_settings(RETRYPOLICY={"LEDGER": on_postgres, "OUTBOX": {}}):
+        patched.setattr(router, "db_for_write", lambda model, **hints: on_postgres)
+        with pytest.raises(CommandError, match="can't be read"):
+            command("sweep", "--database", on_postgres)
+        err = io.StringIO()
+        call_command("migrate", "retrypolicy", database=on_postgres, verbosity=0, skip_checks=False, stderr=err)
+        assert "W013" in err.getvalue()
+        assert "W014" in err.getvalue()
+        assert command("sweep", "--database", on_postgres) == "nothing is due\n"
 
 
 def test_the_migrations_say_what_the_models_say() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from django.core.checks import INFO, run_checks
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import close_old_connections, connections
+from django.db import DatabaseError, close_old_connections, connections
 
 from retrypolicy.clock import SystemClock
 from retrypolicy.django import settings
@@ -150,13 +150,19 @@ class Command(BaseCommand):
         if using is not None and using not in connections:
             raise CommandError(f"--database: {using!r} is not allowed; must be one of {', '.join(connections)}")
         while True:
-            close_old_connections()
             ends = Counter[str]()
-            for found in sweep(using=using, limit=options["limit"]):
-                end = outcome(found)
-                ends[end] += 1
-                if isinstance(found.step, GiveUp):
-                    self.stdout.write(f"{found.name}  -> {end}: {slim(found.step.error)}")
+            close_old_connections()
+            try:
+                for found in sweep(using=using, limit=options["limit"]):
+                    end = outcome(found)
+                    ends[end] += 1
+                    if isinstance(found.step, GiveUp):
+                        self.stdout.write(f"{found.name}  -> {end}: {slim(found.step.error)}")
+            except DatabaseError as error:
+                said = f"the outbox can't be read ({type(error).__name__}); has manage.py migrate been run?"
+                if every is None:
+                    raise CommandError(said) from None
+                self.stderr.write(said)
             if ends or every is None:
                 self.stdout.write(
                     "   ".join(f"{end} {count}" for end, count in sorted(ends.items())) or "nothing is due"
