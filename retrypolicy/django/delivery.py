@@ -29,7 +29,7 @@ State = OutboxMessage.State
 OPEN = (State.WAITING, State.HELD)
 
 _MARGIN = 60.0
-"""Seconds that a row stays with whoever took it, beyond the longest that its policy allows."""
+"""Seconds that a row stays with whoever took it, beyond the longest attempt that its policy allows."""
 
 LATE = 900.0
 """Seconds after which a message that is due, and is not sent, is a sign that nobody sweeps."""
@@ -46,20 +46,18 @@ class Delivered:
     readable: bool = True
 
 
-def send(key: str, *, using: str | None = None, patient: bool = True) -> Step | None:
+def send(key: str, *, using: str | None = None) -> Step | None:
     """Send the message with this key, if it is in the outbox and nobody else's turn: what a queue calls.
 
     None: there is none (it was settled), or somebody else has it. Otherwise what became of it; nothing is left to do
-    with that: a row that is not settled is the sweeper's.
-
-    patient: wait between attempts, as the policy allows. False: make one attempt only, and leave waits to the sweeper.
+    with that: a row that is not settled is the sweeper's. Never waits for another attempt.
 
     Raises `ConfigurationError` inside a transaction: the row must be taken for all to see.
     """
     using = using or router.db_for_write(OutboxMessage)
     mine = Q(key=key) & (Q(turn=0) | Q(due__lte=outbox.clock.now()))
-    row = _take(using, mine, patient)
-    return None if row is None else _deliver(row, using, patient).step
+    row = _take(using, mine)
+    return None if row is None else _deliver(row, using).step
 
 
 def sweep(*, using: str | None = None, limit: int | None = None) -> Iterator[Delivered]:
@@ -70,10 +68,10 @@ def sweep(*, using: str | None = None, limit: int | None = None) -> Iterator[Del
     using = using or router.db_for_write(OutboxMessage)
     begun, count = outbox.clock.now(), 0
     while limit is None or count < limit:
-        row = _take(using, Q(due__lte=begun), True)
+        row = _take(using, Q(due__lte=begun))
         if row is None:
             return
-        yield _deliver(row, using, True)
+        yield _deliver(row, using)
         count += 1
 
 
@@ -105,7 +103,7 @@ def look() -> Iterator[tuple[str, bool]]:
         yield f"{late} message(s) were due {LATE / 60:.0f} minutes ago: does manage.py retrypolicy sweep run?", True
 
 
-def _take(using: str, which: Q, patient: bool) -> OutboxMessage | None:
+def _take(using: str, which: Q) -> OutboxMessage | None:
     rows = OutboxMessage.objects.using(using).filter(which, state__in=OPEN).order_by("due")
     skips = connections[using].features.has_select_for_update_skip_locked
     while True:
@@ -117,7 +115,7 @@ def _take(using: str, which: Q, patient: bool) -> OutboxMessage | None:
                 return None
             changes = {"turn": F("turn") + 1, "unfinished": F("unfinished") + 1}
             mine = rows.filter(pk=row.pk, turn=row.turn).order_by()
-            if mine.update(due=outbox.clock.now() + _longest(row, patient), **changes):
+            if mine.update(due=outbox.clock.now() + _longest(row), **changes):
                 row.turn += 1
                 return row
 
@@ -130,15 +128,15 @@ def _committed(using: str) -> Any:
     return transaction.atomic(using=using)
 
 
-def _longest(row: OutboxMessage, patient: bool) -> float:
+def _longest(row: OutboxMessage) -> float:
     try:
         policy = settings.outbox_policy(row.policy)
     except (ConfigurationError, PolicyError):
         policy = WORKER  # it will be told in its turn
-    return _MARGIN + ((policy.total_timeout if patient else policy.attempt_timeout) or 60.0)
+    return _MARGIN + (policy.attempt_timeout or policy.total_timeout or 60.0)
 
 
-def _deliver(row: OutboxMessage, using: str, patient: bool) -> Delivered:
+def _deliver(row: OutboxMessage, using: str) -> Delivered:
     policy, readable = WORKER, True
     error: BaseException | None = None
     step: Step
@@ -152,7 +150,7 @@ def _deliver(row: OutboxMessage, using: str, patient: bool) -> Delivered:
         readable = False
         message = load(row.content)
         readable = True
-        step = _sent(row, message, policy if patient else _at_once(policy))
+        step = _sent(row, message, _at_once(policy))
     except Exception as caught:
         error = caught
         step = _after(caught, row, policy, readable)
@@ -161,7 +159,7 @@ def _deliver(row: OutboxMessage, using: str, patient: bool) -> Delivered:
 
 
 def _at_once(policy: RetryPolicy) -> RetryPolicy:
-    """The same policy, but every wait is left to the sweeper."""
+    """The same policy, but every wait is the row's: nobody else has to wait behind it."""
     return policy.with_(max_wait=0.0, pushback="defer" if policy.pushback == "cap" else policy.pushback)
 
 

@@ -108,7 +108,7 @@ def hand_over(key: str, using: str) -> None:
         if tell is None:
             from retrypolicy.django.delivery import send
 
-            send(key, using=using, patient=False)
+            send(key, using=using)
         elif using == router.db_for_write(OutboxMessage):
             tell(key)
         else:

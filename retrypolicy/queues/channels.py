@@ -172,4 +172,4 @@ class OutboxConsumer(SyncConsumer):
 
     def outbox_wake(self, message: dict[str, Any]) -> None:
         """Send the message with this key, if nobody did or does."""
-        outbox.send(check_key(message.get("key")), using=message.get("using"), patient=False)
+        outbox.send(check_key(message.get("key")), using=message.get("using"))

@@ -279,13 +279,16 @@ def test_a_ledger_whose_clock_is_behind_is_asked_once(clock: VirtualClock, setti
         assert server.complete == 1
 
 
-def test_waits_are_slept_by_whoever_has_patience(setting: Any, clock: VirtualClock) -> None:
-    setting["POLICIES"] = {"mail": POLICY.with_(max_wait=0.05, pushback="cap", backoff=Constant(seconds=0.01))}
-    slow_down = Answer(429, headers={"Retry-After": "90"})
-    with Shop([slow_down, slow_down, ok("postmark")]) as server:
+def test_nobody_waits_for_another_attempt(setting: Any, clock: VirtualClock) -> None:
+    """Whatever the policy would sleep: the row waits, and not those behind it."""
+    setting["POLICIES"] = {"mail": POLICY.with_(max_wait=60.0, pushback="cap", backoff=Constant(seconds=50.0))}
+    with Shop([Answer(429, headers={"Retry-After": "90"}), Answer(429), ok("postmark")]) as server:
         outbox.put(mail(), key="k")
-        assert (server.complete, rows()) == (1, [("k", "waiting")])  # in the request: one attempt, no wait
+        assert (server.complete, rows()) == (1, [("k", "waiting")])
         assert OutboxMessage.objects.get().due > clock.now() + 60
+        clock.advance(100)
+        assert steps() == [RetryAt]
+        assert OutboxMessage.objects.get().due > clock.now() - 60
         clock.advance(100)
         assert steps() == [Settled]
         assert server.complete == 3
