@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from retrypolicy import plugins
 from retrypolicy.call import ATTEMPT, Call, Command, Perform, Replay, Steps
 from retrypolicy.errors import CallRefused, ConfigurationError
-from retrypolicy.outcome import Answered, Effect, Outcome, interrupts, unobserved
+from retrypolicy.outcome import Answered, Effect, Failed, Outcome, interrupts, unobserved
 from retrypolicy.reports import attach
 
 if TYPE_CHECKING:
@@ -62,14 +62,23 @@ class Work:
 
     def returned(self, result: Any) -> Outcome:
         self.result, self.error = result, None
-        return DONE if self.classify is None else _outcome(self.classify(result), DONE)
+        return DONE if self.classify is None else self._classified(result, DONE)
 
     def raised(self, error: BaseException) -> Outcome:
         self.error = error
         failed = unobserved(error, None if isinstance(error, self.on) else 0)
         if self.classify is None or interrupts(error):
             return failed
-        return _outcome(self.classify(error), failed)
+        return self._classified(error, failed)
+
+    def _classified(self, found: Any, usual: Outcome) -> Outcome:
+        """What the classifier says. Where it fails nobody knows: unknown, not repeated, and its error is raised."""
+        assert self.classify is not None
+        try:
+            return _outcome(self.classify(found), usual)
+        except Exception as broken:
+            self.error = broken
+            return unobserved(broken, 0)
 
     def refused(self, refusal: Replay | CallRefused) -> CallRefused:
         """The error for the caller when the guard lets nothing through."""
@@ -112,8 +121,10 @@ def _outcome(said: Outcome | Effect | None, usual: Outcome) -> Outcome:
     """What `classify` said, as an outcome that the standard table reads the same way."""
     if said is None:
         return usual
-    if not isinstance(said, Effect):
+    if isinstance(said, (Answered, Failed)):
         return said
+    if not isinstance(said, Effect):
+        raise ConfigurationError(f"classify: {said!r} is not allowed; must return an Effect, an Outcome, or None")
     status = {Effect.APPLIED: 200, Effect.NOT_APPLIED: 429, Effect.UNKNOWN: 500}[said]
     return Answered(status=status)
 
@@ -277,6 +288,10 @@ class Block:
         """The steps are done; an error goes on its way, with a report on it."""
         self._attempts.end()
         if error is not None:
+            last = self._attempts.work.error
+            if last is not None and last is not error:  # the classifier's own
+                attach(last, self._attempts.work.call.report())
+                raise last from error
             attach(error, self._attempts.work.call.report())
         return False
 

@@ -187,6 +187,18 @@ def test_coroutines_do_the_same(run: Callable[..., Any], clock: VirtualClock, le
     assert sorted(phases(ledger)) == [Phase.DONE, Phase.HELD]
 
 
+def test_a_classifier_that_fails_leaves_the_outcome_unknown(clock: VirtualClock, ledger: MemoryLedger) -> None:
+    def classify(error: object) -> Effect:
+        raise ZeroDivisionError
+
+    with operation(key="receipt/42"), pytest.raises(ZeroDivisionError) as caught:
+        work(engine_of(clock, ledger=ledger), OSError(), classify=classify)
+    assert isinstance(caught.value.__cause__, OSError)
+    found = report(caught.value)
+    assert found is not None
+    assert (found.effect, found.held) == (Effect.UNKNOWN, True)
+
+
 def test_what_a_block_returns_is_not_classified(clock: VirtualClock) -> None:
     """A block has no result: `classify` is asked about errors only."""
     assert work(engine_of(clock), None, classify=lambda error: Answered(status=429)) == [1]

@@ -293,6 +293,28 @@ def test_a_scope_gives_each_content_and_occurrence_a_key(clock: VirtualClock, le
     assert len(list(ledger.records())) == 3
 
 
+@pytest.mark.parametrize("step", ["done", OSError("?")], ids=["result", "error"])
+@pytest.mark.parametrize("answer", [ZeroDivisionError, "applied"], ids=["raises", "says nonsense"])
+def test_a_classifier_that_fails_leaves_the_outcome_unknown(
+    step: object, answer: object, clock: VirtualClock, ledger: MemoryLedger
+) -> None:
+    def classify(found: object) -> Any:
+        if isinstance(answer, type):
+            raise answer
+        return answer
+
+    fn = Script(step)
+    wrong = (ZeroDivisionError, ConfigurationError)
+    with operation(key="receipt/42"), pytest.raises(wrong) as caught:
+        engine_of(clock, ledger=ledger).run(fn, classify=classify)
+    found = report(caught.value)
+    assert found is not None
+    assert (found.effect, found.held) == (Effect.UNKNOWN, True)
+    with pytest.raises(wrong):  # nor is it repeated where it might be
+        engine_of(clock).run(fn, idempotent=True, classify=classify)
+    assert fn.calls == 2
+
+
 def test_scope_a_job_run_again_in_another_order_repeats_nothing_and_leaves_nobody_out(
     clock: VirtualClock, ledger: MemoryLedger
 ) -> None:
