@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from retrypolicy._tasks import on_trio
 
@@ -66,13 +67,13 @@ class VirtualClock:
     """A clock that moves only when told to, or when somebody sleeps on it. Thread-safe.
 
     `sleeps` lists every wait in order. `jump()` moves the wall clock alone, as an administrator or
-    a suspended machine does.
+    a suspended machine does. Raises ValueError for times that are none.
     """
 
     def __init__(self, start: float = 1_000_000.0) -> None:
         self._lock = threading.Lock()
         self._elapsed = 0.0
-        self._wall = start
+        self._wall = _finite("start", start)
         self.sleeps: list[float] = []
 
     def now(self) -> float:
@@ -85,7 +86,7 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks."""
-        if seconds < 0:
+        if _finite("seconds", seconds) < 0:
             raise ValueError(
                 f"seconds: {seconds!r} is not allowed; must be >= 0 (use jump() to set the wall clock back)"
             )
@@ -95,7 +96,7 @@ class VirtualClock:
     def jump(self, seconds: float) -> None:
         """Set the wall clock forward or back; the monotonic clock stays."""
         with self._lock:
-            self._wall += seconds
+            self._wall += _finite("seconds", seconds)
 
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
         if wake is not None and wake.is_set():
@@ -126,3 +127,9 @@ async def _async_sleep(seconds: float) -> None:
         import asyncio
 
         await asyncio.sleep(seconds)
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name}: {value!r} is not allowed; must be a finite number of seconds")
+    return float(value)

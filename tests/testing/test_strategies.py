@@ -149,10 +149,13 @@ def test_fields_are_as_the_caller_says() -> None:
         (lambda: st.failures(stages=["sent"]), "stages"),
         (lambda: st.histories(max_attempts=True), "max_attempts"),
         (lambda: st.histories(now=-1), "now"),
+        (lambda: st.histories(method=3), "method"),  # type: ignore[arg-type]  # on purpose
         (lambda: st.keys(max_size=0), "max_size"),
         (lambda: st.keys(max_size=1025), "max_size"),
         (lambda: st.requests(methods="POST"), "methods"),
         (lambda: st.requests(max_body=-1), "max_body"),
+        (lambda: st.requests(url=3), "url"),  # type: ignore[arg-type]  # on purpose
+        (lambda: st.requests(url="example.com"), "url"),
         (lambda: st.faults(min_size=-1), "min_size"),
         (lambda: st.faults(min_size=0, recovers=False), "min_size"),
         (lambda: st.faults(min_size=3, max_size=2), "max_size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -162,3 +163,12 @@ def test_deactivated_there_is_nothing_to_tell() -> None:
             session.get(server.url())
         assert server.complete == 1
     assert len(reports) == 0
+
+
+@pytest.mark.parametrize("value", ["1s", None, True, math.nan, math.inf])
+def test_a_virtual_clock_takes_no_times_that_are_none(value: Any) -> None:
+    for use in (VirtualClock, VirtualClock().advance, VirtualClock().jump):
+        with pytest.raises(ValueError, match="finite number of seconds"):
+            use(value)
+    with pytest.raises(ValueError, match=r"use jump\(\)"):
+        VirtualClock().advance(-1)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
 from hypothesis.strategies import SearchStrategy
 
 from retrypolicy.decision import History
@@ -104,6 +105,8 @@ def histories(
     """
     check_integer("max_attempts", max_attempts, 1)
     check_number("now", now, 0)
+    if not (method is None or isinstance(method, (str, SearchStrategy))):
+        raise InvalidArgument(f"method: {method!r} is not allowed; must be the name of a method, or a strategy for it")
     methods = st.sampled_from(METHODS) if method is None else st.just(method) if isinstance(method, str) else method
     ago = seconds(0, min(HOUR, now))
     around = seconds(-HOUR, 24 * HOUR).map(now.__add__)

@@ -97,6 +97,12 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def check_url(name: str, value: object) -> None:
+    """Is the argument the beginning of a URL? Raises `InvalidArgument`."""
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        raise InvalidArgument(f"{name}: {value!r} is not allowed; must begin with http:// or https://")
+
+
 def check_some(name: str, value: object, allowed: Collection[T]) -> list[T]:
     """The members of `allowed` that the argument names, in their own order; None: all. Raises `InvalidArgument`."""
     if value is None:

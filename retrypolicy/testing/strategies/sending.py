@@ -16,6 +16,7 @@ from retrypolicy.testing.strategies.making import (
     check_integer,
     check_number,
     check_some,
+    check_url,
     making,
     seconds,
     some,
@@ -50,6 +51,7 @@ def requests(
     QUERY). `max_body`: the most bytes that a body has.
     """
     check_integer("max_body", max_body, 0)
+    check_url("url", url)
     path = st.sampled_from(["/", "/emails", "/orders/42", "/search?q=a%20b"])
     return making(
         dict,
