@@ -36,7 +36,7 @@ class Work:
         classify: Classify | str | None,
     ) -> None:
         self.fn, self.args, self.kwargs, self.on = fn, args, kwargs, on
-        if on is not Exception:
+        if type(on) is not type or not issubclass(on, BaseException):  # the usual case costs nothing
             check_on(on)
         self.classify: Classify | None = None if classify is None else _classifier(classify)
         self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
