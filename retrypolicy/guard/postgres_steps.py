@@ -103,7 +103,9 @@ UPDATE {table} r SET {changes} FROM t WHERE r.key = %(key)s AND r.xmin::text = %
 """
 _LIST = """{begin}
 SELECT t.now, {columns} FROM t, {table} r WHERE r.key > %(last)s
-AND (%(phases)s::smallint[] IS NULL OR r.phase = ANY(%(phases)s)) ORDER BY r.key LIMIT %(limit)s
+AND (%(phases)s::smallint[] IS NULL OR r.phase = ANY(%(phases)s))
+AND (%(provider)s::text IS NULL OR r.provider = %(provider)s) AND r.label LIKE %(label)s
+ORDER BY r.key LIMIT %(limit)s
 """
 _COUNT = """{begin}
 SELECT r.phase, count(*) FROM t, {table} r WHERE r.phase IN (2, 5) OR r.expires > t.now GROUP BY r.phase
@@ -250,9 +252,13 @@ class PostgresSteps:
     def page(self, where: Filter, last: bytes) -> Steps[tuple[list[Record], bytes | None]]:
         """Records that match, of the next 500 in the order of keys; and where to go on, None at the end."""
         yield from self._prepare()
-        phases = [int(phase) for phase in where.phases] or None
-        # Not prepared: what is rare, as held records are, is planned for only where the phases are known.
-        rows = yield self._say(self._list, prepare=False, last=last, phases=phases, limit=_PAGE)
+        looked_for = {
+            "phases": [int(phase) for phase in where.phases] or None,
+            "provider": where.provider,
+            "label": "%" + re.sub(r"([%_\\])", r"\\\1", where.label or "") + "%",
+        }
+        # Not prepared: what is rare, as held records are, is planned for only where it is known what is looked for.
+        rows = yield self._say(self._list, prepare=False, last=last, limit=_PAGE, **looked_for)
         found = [(_record(row[1:]), row[0]) for row in rows]
         matching = [record for record, now in found if transitions.matches(record, where, now)]
         return matching, found[-1][0].key if len(found) == _PAGE else None

@@ -144,6 +144,8 @@ def test_filters(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert labels() == {"order 1", "order 2", "invoice 3"}
     assert labels("--provider", "mailgun") == {"order 2", "invoice 3"}
     assert labels("--label", "order") == {"order 1", "order 2"}
+    assert labels("--label", "") == {"order 1", "order 2", "invoice 3"}
+    assert labels("--label", "order%") == labels("--label", "order_1") == labels("--label", "\\") == set()
     assert labels("--phase", "held", "--phase", "failed") == {"order 1", "order 2", "invoice 3"}
     assert labels("--age", "0s") == {"order 1", "order 2", "invoice 3"}
     assert labels("--age", "1h") == set()
