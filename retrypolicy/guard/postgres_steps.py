@@ -252,7 +252,7 @@ class PostgresSteps:
     def page(self, where: Filter, last: bytes) -> Steps[tuple[list[Record], bytes | None]]:
         """Records that match, of the next 500 in the order of keys; and where to go on, None at the end."""
         yield from self._prepare()
-        looked_for = {
+        looked_for: dict[str, Any] = {
             "phases": [int(phase) for phase in where.phases] or None,
             "provider": where.provider,
             "label": "%" + re.sub(r"([%_\\])", r"\\\1", where.label or "") + "%",
