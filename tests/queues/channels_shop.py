@@ -21,7 +21,9 @@ def project(shop: dict[str, Any]) -> dict[str, Any]:
     """What the settings of workers and of the test have in common."""
     from retrypolicy import Constant, Guard, RetryPolicy
 
-    policy = RetryPolicy(max_wait=0.0, backoff=Constant(seconds=0.1), lifetime=600.0, guard=Guard(lease=0.5))
+    policy = RetryPolicy(
+        max_attempts=12, max_wait=0.0, backoff=Constant(seconds=0.1), lifetime=600.0, guard=Guard(lease=0.5)
+    )
     host = {"address": shop["valkey"], "socket_timeout": 60}
     return {
         "CHANNEL_LAYERS": {
