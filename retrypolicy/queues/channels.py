@@ -96,6 +96,11 @@ class PolicyConsumerMixin(_Consumer):
         policy_named(cls.retry_policy)
         return super().as_asgi(**initkwargs)
 
+    @property
+    def _channel(self) -> str:
+        """The channel whose messages these are."""
+        return str(self.scope.get("channel", ""))
+
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Run the message's handler once, and see to what comes next."""
         if self.scope["type"] != "channel":  # a connection: whoever is at its other end hears of errors
@@ -104,10 +109,10 @@ class PolicyConsumerMixin(_Consumer):
         policy = policy_named(self.retry_policy)
         if NOTE not in message:
             message = stamped(message)
-        since = None
+        note: _Note | None = None
         try:
             note = _Note.of(message[NOTE])
-            since, name = note.since, f"channels/{self.scope['channel']}/{note.job}"
+            name = f"channels/{self._channel}/{note.job}"
             with operation(
                 key=note.key, scope=None if note.key else name, policy=policy, label=f"{message.get('type')}"
             ):
@@ -115,8 +120,8 @@ class PolicyConsumerMixin(_Consumer):
         except StopConsumer:
             raise
         except Exception as error:
-            step = next_step(error, policy=policy, since=since)
-            if isinstance(step, Settled) and note.key is not None:
+            step = next_step(error, policy=policy, since=None if note is None else note.since)
+            if isinstance(step, Settled) and note is not None and note.key is not None:
                 return
             if isinstance(step, (GiveUp, Settled)):
                 # Settled, but not the handler's only call: what else it had to do was not done.
@@ -128,14 +133,14 @@ class PolicyConsumerMixin(_Consumer):
 
     async def gave_up(self, message: dict[str, Any], error: Exception) -> None:
         """The message's handler failed for good. `error` has no secret in it that is of a call; here it is logged."""
-        what, where = message.get("type"), self.scope["channel"]
-        logger.error("a message of type %s on %s is given up: %s", what, where, error, exc_info=error)
+        what = message.get("type")
+        logger.error("a message of type %s on %s is given up: %s", what, self._channel, error, exc_info=error)
 
     async def _come_back(self, message: dict[str, Any], when: float) -> None:
         await clock.sleep_async(max(0.0, when - clock.now()))
         while True:
             try:
-                await self.channel_layer.send(self.scope["channel"], message)
+                await self.channel_layer.send(self._channel, message)
             except Exception as error:  # full, or away
                 logger.warning("a message could not go back to its channel yet (%s)", type(error).__name__)
                 await clock.sleep_async(SOON[0])
