@@ -94,7 +94,9 @@ def test_a_bad_hour(new_valkey: Callable[..., Valkey], tmp_path: Path, broker: s
                     if isinstance(step, Held) or (isinstance(step, RetryAt) and step.when <= time.time()):
                         publish(number)
                         swept += 1
-            if field.pids and now > last + spell + chance.random() * 4.0:
+            if worker.poll() is not None:  # kombu's broker of files chokes on what a killed publisher left half written
+                worker, last = field.start(CHILDREN), now
+            elif field.pids and now > last + spell + chance.random() * 4.0:
                 field.kill(worker)
                 field.pids.clear()
                 worker, whole, last = field.start(CHILDREN), whole + 1, now
