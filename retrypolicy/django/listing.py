@@ -68,6 +68,23 @@ class Row:
         return _MEANING[self.record.phase]
 
     @property
+    def why(self) -> str:
+        """What brought it there, in a few words: as much as a record tells."""
+        record, told = self.record, self.record.result or {}
+        match record.phase:
+            case Phase.HELD:
+                return "its sender died, or is silent" if record.owner is not None else "its answer was lost"
+            case Phase.ARMED:
+                return "on the wire"
+            case Phase.CLAIMED:
+                return "not due yet" if record.not_before else "between two attempts"
+        if "how" in told:
+            return f"{told['how']} by {told['by']}" if told.get("by") else str(told["how"])
+        if record.phase is Phase.FAILED:
+            return "refused"
+        return f"answered {told['status']}" if "status" in told else "answered"
+
+    @property
     def first_seen(self) -> datetime | None:
         return _moment(self.record.first_seen)
 

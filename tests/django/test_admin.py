@@ -154,6 +154,33 @@ def test_nothing_is_done_without_a_choice(client: Client, sends: dict[str, str],
     assert ledger.counts() == {Phase.HELD: 2, Phase.DONE: 1, Phase.ARMED: 1}
 
 
+def test_it_is_said_why(client: Client, sends: dict[str, str], ledger: MemoryLedger) -> None:
+    def take(letter: bytes, lease: float, **more: Any) -> Take:
+        return Take(key=letter * 32, owner=b"o", token=b"t", fingerprint=b"f", lease=lease, label="more", **more)
+
+    def why(digest: str) -> str:
+        html = client.get(LIST, {"phase": "all"}).content.decode()
+        row = next(part for part in html.split("<tr>") if digest in part)
+        return str(re.findall(r"<td>([^<]*)</td>", row.split("</th>")[1])[0])
+
+    ledger.arm(take(b"d", -1.0))
+    ledger.claim(take(b"c", 60.0))
+    ledger.claim(take(b"b", -1.0, not_before=1e11))
+    ledger.arm(take(b"a", 60.0))
+    ledger.reject(b"a" * 32, b"o", 1)
+    assert [why((letter * 32).hex()) for letter in (b"d", b"c", b"b", b"a")] == [
+        "its sender died, or is silent",
+        "between two attempts",
+        "not due yet",
+        "refused",
+    ]
+    assert why(sends["order 42"]) == "its answer was lost"
+    assert why(sends["order 44"]) == "answered 200"
+    assert why(sends["order 45"]) == "on the wire"
+    client.post(LIST, {"action": "arrived", "send": sends["order 42"], "confirmed": "yes"})
+    assert why(sends["order 42"]).startswith("resolved by ann-")
+
+
 def test_the_page_of_a_record(client: Client, sends: dict[str, str]) -> None:
     held = client.get(f"{LIST}{sends['order 42']}/change/").content.decode()
     assert "may have been applied" in held
