@@ -247,7 +247,10 @@ class Engine(Driver):
         """
         if method != call.method or call.idempotent or call.accepts_duplicates or self.mode == "observe":
             return True
-        return call.effect is Effect.NOT_APPLIED or (same_origin and self.honours_again(call, method, url))
+        if call.effect is Effect.NOT_APPLIED:
+            return True
+        until = call.key_until if same_origin and self.honours_again(call, method, url) else None
+        return until is not None and self.clock.now() < until
 
     def _key(self, own: str | None, content: bytes) -> Key | None:
         operation = current_operation()

@@ -14,7 +14,7 @@ from retrypolicy.errors import SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.requests import RetryAdapter, mount
-from retrypolicy.testing import Answer, Close, FaultServer
+from retrypolicy.testing import Answer, Close, FaultServer, Request, VirtualClock
 from tests.requests.test_adapter import AT_ONCE, BUSY, honouring
 
 ASKED = Answer(401, headers={"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
@@ -113,6 +113,35 @@ def test_the_key_does_not_cover_a_path_where_the_provider_ignores_it() -> None:
         with operation(key="k"):
             assert session.post(server.url("/pay"), data=b"pay").status_code == 307
         assert [r.target for r in server.requests] == ["/pay", "/pay"]
+
+
+@pytest.mark.parametrize("ledger", [None, MemoryLedger])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_key_does_not_cover_a_hop_that_comes_when_it_is_forgotten(ledger: Any, late: bool) -> None:
+    clock = VirtualClock()
+    answers = iter([LOST, moved(307), Answer(200)])
+
+    def act(request: Request) -> Any:
+        answer = next(answers)
+        if answer is not LOST and late:
+            clock.advance(56.0)  # of 60 s, less a margin of 5
+        return answer
+
+    with FaultServer(act) as server, requests.Session() as session:
+        mount(session, AT_ONCE, provider=honouring(), clock=clock, ledger=ledger and ledger(clock=clock))
+        with operation(key="k"):
+            response = session.post(server.url(), data=b"pay")
+        assert (response.status_code, server.complete) == ((307, 2) if late else (200, 3))
+
+
+def test_no_hop_goes_out_after_a_wait_for_the_key_to_be_forgotten() -> None:
+    clock = VirtualClock()
+    with FaultServer([LOST, moved(307), Answer(200)]) as server, requests.Session() as session:
+        mount(session, AT_ONCE, provider=honouring(), clock=clock)
+        hooks = {"response": lambda *_, **__: clock.advance(56.0)}
+        with pytest.raises(SendHeld), operation(key="k"):
+            session.post(server.url(), data=b"pay", hooks=hooks)
+        assert server.complete == 2
 
 
 # -- what is reported is about the whole call -------------------------------------------------------------------------
