@@ -100,7 +100,7 @@ def page(site: str) -> Iterator[Any]:
     client.force_login(user)
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": 1280, "height": 560})
+        context = browser.new_context(viewport={"width": 1400, "height": 560})
         context.add_cookies([{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": site}])
         yield context.new_page()
         browser.close()
