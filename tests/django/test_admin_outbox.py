@@ -79,7 +79,7 @@ def test_send_again_from_the_ledgers_page(client: Client, server: FaultServer, l
     assert server.complete == 5
     assert states() == {"order 43": State.HELD, "order 44": State.FAILED}
     assert ledger.read(bytes.fromhex(found["order 42"]))[0].phase is Phase.DONE  # type: ignore[union-attr]
-    entry = LogEntry.objects.get(object_id=found["order 42"])
+    entry = LogEntry.objects.filter(object_id=found["order 42"]).latest("pk")
     assert entry.change_message == "not_applied: was held, sent again"
 
 
