@@ -438,6 +438,13 @@ def test_an_async_ledger_whose_loop_has_ended_gets_one_of_its_own(ledger: Faulty
     assert given.closed == 1  # the connections of that loop
 
 
+def test_an_async_ledger_of_a_program_without_a_loop_gets_one_too(ledger: Faulty, still: Recorder) -> None:
+    given = Coroutines(ledger)
+    still.later(given, key(), {"status": 200}, "resend")
+    assert still.flush() == 0
+    assert (phase(ledger), given.closed) == (Phase.DONE, 1)
+
+
 def test_a_client_that_is_bound_to_its_loop_is_no_harm(still: Recorder) -> None:
     class Bound(Coroutines):
         async def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:

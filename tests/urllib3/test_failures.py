@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 import traceback
+from typing import Any
 
 import pytest
 import requests
@@ -207,3 +208,34 @@ def test_errors_that_contain_each_other_end():
     first.args, second.args = (second,), (first,)
     first.__cause__ = first
     assert failure_of(first, None).stage is Stage.UNOBSERVED
+
+
+POOL: Any = urllib3.HTTPConnectionPool("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ConnectTimeoutError(),
+        errors.NewConnectionError(POOL, "refused"),
+        errors.ProxyError("proxy", errors.ConnectTimeoutError()),
+        errors.ProxyError("proxy", OSError()),
+        errors.ReadTimeoutError(POOL, "/", "late"),
+        errors.ProtocolError("cut off"),
+        errors.SSLError("no"),
+    ],
+)
+def test_an_error_is_of_the_kind_that_urllib3_counts_it_as(error: Exception) -> None:
+    """Which counter of a Retry goes down, as urllib3's own `increment` has it."""
+    before = urllib3.Retry(connect=5, read=5, other=5)
+    after = before.increment("GET", "/", error=error)
+    [kind] = [name for name in ("connect", "read", "other") if getattr(after, name) < getattr(before, name)]
+    for raised in (error, errors.MaxRetryError(POOL, "/", error)):
+        found = failure_of(raised, None)
+        assert (found.counter, found.error) == (kind, raised)
+
+
+def test_what_urllib3_does_not_repeat_and_what_is_not_its_own() -> None:
+    assert failure_of(errors.LocationValueError("no host"), None).counter == "none"
+    assert failure_of(OSError(), None).counter is None
+    assert failure_of(errors.MaxRetryError(POOL, "/"), None).counter is None
