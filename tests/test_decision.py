@@ -394,6 +394,13 @@ def test_a_backoff_may_build_on_the_wait_before() -> None:
     assert after(Answered(status=429), policy).delay == 2.0  # type: ignore[union-attr] # from 1 to 3
 
 
+def test_refusal_statuses_count_beside_rules() -> None:
+    for rules in ([], [Rule(status=599, retry=False)]):
+        policy = POLICY.with_(rules=rules, refusal_statuses={500})
+        assert after(Answered(status=500), policy, method="POST").reason is Reason.NOT_APPLIED
+        assert after(Answered(status=502), policy, method="POST").reason is Reason.UNSAFE
+
+
 def test_hints_of_whether_to_retry_can_be_ignored() -> None:
     no = Answered(status=503, headers={"X-Should-Retry": "false"})
     assert isinstance(after(no, POLICY.with_(pushback="ignore")), Retry)
