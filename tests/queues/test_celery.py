@@ -93,8 +93,13 @@ class Shop:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Shop]:
     shop = Shop("shop")
-    with start_worker(shop.app, pool="solo", perform_ping_check=False, shutdown_timeout=30.0, loglevel="error"):
-        yield shop
+    level, handlers = logging.root.level, logging.root.handlers[:]
+    try:
+        with start_worker(shop.app, pool="solo", perform_ping_check=False, shutdown_timeout=30.0, loglevel="error"):
+            yield shop
+    finally:  # a worker takes the root logger for its own, and other tests read logs
+        logging.root.setLevel(level)
+        logging.root.handlers[:] = handlers
 
 
 @pytest.fixture
