@@ -108,7 +108,7 @@ def test_migrate_after_the_store_was_here(on_postgres: str) -> None:
     call_command("migrate", "retrypolicy", "zero", database=on_postgres, verbosity=0)
     ledger = DatabaseLedger(on_postgres)
     ledger.arm(take())
-    call_command("migrate", database=on_postgres, verbosity=0)
+    call_command("migrate", "retrypolicy", database=on_postgres, verbosity=0)
     assert ledger.counts() == {Phase.ARMED: 1}
     ledger.close()
 
