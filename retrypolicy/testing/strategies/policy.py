@@ -28,7 +28,7 @@ def policies(**fields: Any) -> SearchStrategy[RetryPolicy]:
     """Policies with every part that one can have; the simplest is `RetryPolicy()`.
 
     A field given by name is as the caller says, a strategy to draw it from or its value:
-    `policies(max_attempts=3, backoff=backoffs(max_seconds=5), breaker=None)`. Of the others up to five differ
+    `policies(max_attempts=3, backoff=backoffs(max_seconds=5), breaker=None)`. Of the others up to six differ
     from their defaults, within bounds: up to 20 attempts, waits and timeouts up to an hour, lifetimes up to a week.
 
     Raises `InvalidArgument` for a name that is no field of `RetryPolicy`, or a value that it does not allow.
@@ -55,4 +55,4 @@ def policies(**fields: Any) -> SearchStrategy[RetryPolicy]:
         "breaker": breakers(),
         "name": maybe(names),
     }
-    return pinned(RetryPolicy, fields, usual, most=5)
+    return pinned(RetryPolicy, fields, usual, most=6)
