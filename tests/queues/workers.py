@@ -137,7 +137,7 @@ class Site:
 
     def waiting(self) -> list[int]:
         """The processes that are at the point where they are to be killed."""
-        return [int(text) for file in self.place.glob("*-*-*") if (text := file.read_text())]
+        return [int(text) for file in self.place.glob("[!.]*-*-*") if (text := file.read_text())]
 
     # -- what became of it
 
