@@ -21,7 +21,7 @@ from retrypolicy.guard.ledger import Ledger
 from retrypolicy.guard.opening import ledger_from_environment, open_ledger
 from retrypolicy.guard.operation import Operation, current_operation
 from retrypolicy.guard.reconcile import Reconciler, checked, reconciler_for
-from retrypolicy.outcome import Effect, Reason
+from retrypolicy.outcome import Effect
 from retrypolicy.policy import LONGEST_ATTEMPT, RetryPolicy
 from retrypolicy.providers import Provider
 from retrypolicy.providers.together import at_hosts, with_rules
@@ -318,7 +318,8 @@ class Engine(Driver):
         """
         if self.mode == "off":
             return fn(*args)
-        return self._done(Work(self, fn, args, {}, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
+        returned: T = self._done(Work(self, fn, args, {}, on, idempotent, classify))
+        return returned
 
     async def run_async(
         self,
@@ -331,7 +332,8 @@ class Engine(Driver):
         """`run` for a coroutine function, under asyncio or trio."""
         if self.mode == "off":
             return await fn(*args)
-        return await self._done_async(Work(self, fn, args, {}, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
+        returned: T = await self._done_async(Work(self, fn, args, {}, on, idempotent, classify))
+        return returned
 
     def _done(self, work: Work) -> Any:
         try:
@@ -386,7 +388,8 @@ class Engine(Driver):
             def again(*args: P.args, **kwargs: P.kwargs) -> T:
                 if self.mode == "off":
                     return fn(*args, **kwargs)
-                return self._done(Work(self, fn, args, kwargs, on, idempotent, classify))  # type: ignore[no-any-return]  # fn's
+                returned: T = self._done(Work(self, fn, args, kwargs, on, idempotent, classify))
+                return returned
 
             return again
 
@@ -394,7 +397,6 @@ class Engine(Driver):
 
 
 _NEVER_KEYED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
-_RETRIED_OTHERWISE = frozenset({Reason.ATTEMPTS_EXHAUSTED, Reason.BUDGET_EXHAUSTED, Reason.SERVER_SAID_NO})
 
 
 @functools.lru_cache(maxsize=512)

@@ -64,11 +64,11 @@ class Note:
     @classmethod
     def of(cls, given: object) -> Note:
         """Raises `ConfigurationError` for one that somebody else wrote, and wrong."""
-        kinds = {"first": str, "after": str, "since": (int, float), "cut": int}
+        kinds: dict[str, type | tuple[type, ...]] = {"first": str, "after": str, "since": (int, float), "cut": int}
         if not isinstance(given, Mapping) or set(given) != set(kinds):
             raise ConfigurationError(f"the task's argument {NOTE}: not allowed; it is for tasks that come back")
         for name, kind in kinds.items():
-            if isinstance(given[name], bool) or not isinstance(given[name], kind):  # type: ignore[arg-type]  # one kind
+            if isinstance(given[name], bool) or not isinstance(given[name], kind):
                 raise ConfigurationError(f"the task's argument {NOTE}: {name} can't be {type(given[name]).__name__}")
         return cls(**given)
 
