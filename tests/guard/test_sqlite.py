@@ -145,7 +145,7 @@ for number in range(50):
 def test_processes_that_create_the_file_at_once_and_race_for_its_keys(path: Path) -> None:
     command = [sys.executable, "-c", _RACER, str(path)]
     racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     for racer in racers:
@@ -155,8 +155,8 @@ def test_processes_that_create_the_file_at_once_and_race_for_its_keys(path: Path
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    found = [racer.communicate(timeout=60)[0] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 4
+    found, told = zip(*(racer.communicate(timeout=60) for racer in racers), strict=True)
+    assert [racer.returncode for racer in racers] == [0] * 4, "".join(told)
     assert [sum(map(int, column)) for column in zip(*found, strict=True)] == [1] * 50
 
 
