@@ -133,8 +133,7 @@ def _classifier(given: Classify | str) -> Classify:
     found: Any = plugins.load("classifiers", given) if isinstance(given, str) else given
     if not callable(found):
         raise ConfigurationError(f"classify: {given!r} is not allowed; must be a function, or a classifier's name")
-    classify: Classify = found
-    return classify
+    return found  # type: ignore[no-any-return]  # a plug-in's
 
 
 def check_on(on: Any) -> None:
