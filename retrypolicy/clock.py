@@ -36,10 +36,8 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
+    now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
-
-    def now(self) -> float:
-        return time.time()
 
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> bool:
         if wake is not None:

@@ -6,7 +6,7 @@ The order of its checks: success, not retryable, unsafe, attempts used up, pushb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -24,6 +24,7 @@ from retrypolicy.outcome import (
     Retry,
     Stop,
     interrupts,
+    is_interrupt,
     retry_after,
 )
 from retrypolicy.policy import Limits, RetryPolicy
@@ -144,7 +145,8 @@ def judge(
 ) -> Decision:
     """`decide()` for a caller who already knows what the outcome means, and the `call_effect` that it has."""
     body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
-    if said.effect is _APPLIED and not body_lost and said.retry is not True:
+    applied = said.effect is _APPLIED and not body_lost
+    if applied and said.retry is not True:
         return _SUCCESS
     if isinstance(outcome, Answered):
         no = _no_answer_to_retry(policy, outcome, said, body_lost)
@@ -154,7 +156,7 @@ def judge(
         return Stop(reason=no)
     safe, why = _safety(policy, history, outcome, effect, now)
     if not safe:
-        return _SUCCESS if said.effect is _APPLIED and not body_lost else Stop(reason=why)
+        return _SUCCESS if applied else Stop(reason=why)
     if not history.replayable:
         return Stop(reason=Reason.BODY_NOT_REPLAYABLE)
     if history.attempts >= policy.max_attempts:
@@ -162,8 +164,8 @@ def judge(
     if policy.limits is not None and _over_limit(policy.limits, history.spent, outcome):
         return Stop(reason=Reason.LIMIT_EXHAUSTED)
     delay = policy.backoff.delay(history.attempts, history.previous, random)
-    hint = _hint(policy, outcome, said, now)
-    if hint is not None:
+    hint = _hint(policy, outcome, said, now) if isinstance(outcome, Answered) else said.pushback
+    if hint is not None and policy.pushback != "ignore":
         if hint > policy.max_wait:
             if policy.pushback == "stop":
                 return Stop(reason=Reason.PUSHBACK_TOO_LONG)
@@ -205,7 +207,8 @@ def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
 
 
 def _no_failure_to_retry(policy: RetryPolicy, history: Known, outcome: Failed, said: Meaning) -> Reason | None:
-    if interrupts(outcome.error):
+    kind: Any = type(outcome.error)  # to mypy a class is not hashable
+    if is_interrupt(kind):
         return Reason.INTERRUPTED
     if policy.limits is not None and outcome.counter is not None:
         return Reason.NOT_RETRYABLE if outcome.counter == "none" else None
@@ -265,13 +268,9 @@ def kind_of(outcome: Outcome) -> str:
     return "connect" if outcome.stage in NOTHING_SENT else "read"
 
 
-def _hint(policy: RetryPolicy, outcome: Outcome, said: Meaning, now: float) -> float | None:
-    if policy.pushback == "ignore":
-        return None
+def _hint(policy: RetryPolicy, outcome: Answered, said: Meaning, now: float) -> float | None:
     if said.pushback is not None:
         return said.pushback
-    if not isinstance(outcome, Answered):
-        return None
     if outcome.pushback is not None:
         return outcome.pushback
     hints = outcome.hints

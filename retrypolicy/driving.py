@@ -41,17 +41,15 @@ class Driver:
         self._wake = threading.Event()
         self._running: set[Call] = set()
         self._ended = threading.Condition()
-
-    @property
-    def stopping(self) -> bool:
+        self.stopping = False
         """`stop` was called: nobody waits any more."""
-        return self._wake.is_set()
 
     def stop(self, grace: float = 0.0) -> bool:
         """Wake every sleeper, and let no call wait again; wait up to `grace` seconds for running calls to end.
 
         The calls end with their last response or error, reason STOPPED. True if none is running any more.
         """
+        self.stopping = True
         self._wake.set()
         with self._ended:
             return self._ended.wait_for(lambda: not self._running, timeout=grace)
@@ -82,7 +80,7 @@ class Driver:
     def leave(self, call: Call) -> None:
         """This call is not driven any more."""
         self._running.discard(call)
-        if self._wake.is_set():
+        if self.stopping:
             with self._ended:
                 self._ended.notify_all()
         for tell in watchers:

@@ -130,7 +130,7 @@ class Engine(Driver):
         method: str,
         url: str,
         *,
-        own_key: Callable[[Provider | None], str | None] = lambda provider: None,
+        own_key: Callable[[Provider | None], str | None] | None = None,
         content: Callable[[Provider | None], bytes] = lambda provider: b"",
         hooked: bool = False,
         policy: RetryPolicy | None = None,
@@ -144,7 +144,7 @@ class Engine(Driver):
         """
         operation = current_operation()
         policy = self._policy_for(policy, operation)
-        host, path = _place(url)
+        host, path = _place(url) if url else ("", "")
         provider = None if self.provider is None else self.provider_for(host)
         key: Key | None = None
         digest = mark = b""
@@ -152,7 +152,7 @@ class Engine(Driver):
         if self.mode == "observe":
             pass  # nothing changes: no key goes out, and none is guarded
         elif method not in _NEVER_KEYED:
-            own = own_key(provider)
+            own = None if own_key is None else own_key(provider)
             if own is not None or operation is not None:
                 what = content(provider)
                 key = self._key(own, what)
@@ -171,15 +171,15 @@ class Engine(Driver):
         call = Call(
             self,
             policy if provider is None else with_rules(policy, provider),
-            method=method,
-            host=host,
-            key=key,
-            digest=digest,
-            fingerprint=mark,
-            provider=provider,
-            honoured=honoured,
-            hooked=hooked,
-            not_after=None if operation is None else operation.not_after,
+            method,
+            host,
+            key,
+            digest,
+            mark,
+            provider,
+            honoured,
+            hooked,
+            None if operation is None else operation.not_after,
         )
         if operation is not None:
             call.defers = operation.defers
@@ -216,15 +216,15 @@ class Engine(Driver):
         call = Call(
             self,
             policy,
-            method=method,
-            host=host,
-            key=before.key if keyed else None,
-            digest=before.digest if keyed else b"",
-            fingerprint=before.fingerprint if keyed else b"",
-            provider=provider,
-            honoured=same_origin and self.honours_again(before, method, url),
-            hooked=hooked,
-            not_after=before.not_after,
+            method,
+            host,
+            before.key if keyed else None,
+            before.digest if keyed else b"",
+            before.fingerprint if keyed else b"",
+            provider,
+            same_origin and self.honours_again(before, method, url),
+            hooked,
+            before.not_after,
         )
         call.generation = before.generation
         call.follows(before)
@@ -316,6 +316,7 @@ class Engine(Driver):
         its arguments that are plain data, are the call's content. Raises what `fn` raised last, or a `CallRefused` of
         our own; `retrypolicy.report(error)` tells what happened.
         """
+        check_on(on)
         if self.mode == "off":
             return fn(*args)
         returned: T = self._done(Work(self, fn, args, {}, on, idempotent, classify))
@@ -330,6 +331,7 @@ class Engine(Driver):
         classify: Classify | str | None = None,
     ) -> T:
         """`run` for a coroutine function, under asyncio or trio."""
+        check_on(on)
         if self.mode == "off":
             return await fn(*args)
         returned: T = await self._done_async(Work(self, fn, args, {}, on, idempotent, classify))
@@ -361,6 +363,7 @@ class Engine(Driver):
         In a coroutine `async for` and `async with`. The last error leaves the block as it is; a block that ends well,
         or by `break` or `return`, ends the loop. Under a key the block's content is the function that it stands in.
         """
+        check_on(on)
         return Attempts(self, block_name(sys._getframe(1)), on, idempotent, classify)
 
     def retry(

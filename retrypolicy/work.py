@@ -25,6 +25,8 @@ Classify = Callable[[Any], Outcome | Effect | None]
 class Work:
     """One call of `Engine.run`: a callable that nobody can look into."""
 
+    __slots__ = ("args", "call", "classify", "error", "fn", "kwargs", "on", "result")
+
     def __init__(
         self,
         engine: Engine,
@@ -36,8 +38,6 @@ class Work:
         classify: Classify | str | None,
     ) -> None:
         self.fn, self.args, self.kwargs, self.on = fn, args, kwargs, on
-        if type(on) is not type or not issubclass(on, BaseException):  # the usual case costs nothing
-            check_on(on)
         self.classify: Classify | None = None if classify is None else _classifier(classify)
         self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
         self.result: Any = None
@@ -49,27 +49,28 @@ class Work:
         return f"{name} {_said(self.args, self.kwargs)}".encode("utf-8", "surrogatepass")
 
     def attempt(self, call: Call) -> Outcome:
+        kwargs = self.kwargs
         try:
-            return self.returned(self.fn(*self.args, **self.kwargs))
+            self.result = self.fn(*self.args, **kwargs) if kwargs else self.fn(*self.args)
         except BaseException as error:
             return self.raised(error)
+        return self.returned()
 
     async def attempt_async(self, call: Call) -> Outcome:
         try:
-            return self.returned(await self.fn(*self.args, **self.kwargs))
+            self.result = await self.fn(*self.args, **self.kwargs)
         except BaseException as error:
             return self.raised(error)
+        return self.returned()
 
-    def returned(self, result: Any) -> Outcome:
-        self.result, self.error = result, None
-        return DONE if self.classify is None else self._classified(result, DONE)
+    def returned(self) -> Outcome:
+        self.error = None
+        return DONE if self.classify is None else self._classified(self.result, DONE)
 
     def raised(self, error: BaseException) -> Outcome:
         self.error = error
         failed = unobserved(error, None if isinstance(error, self.on) else 0)
-        if self.classify is None or interrupts(error):
-            return failed
-        return self._classified(error, failed)
+        return failed if self.classify is None or interrupts(error) else self._classified(error, failed)
 
     def _classified(self, found: Any, usual: Outcome) -> Outcome:
         """What the classifier says. Where it fails nobody knows: unknown, not repeated, and its error is raised."""

@@ -56,13 +56,14 @@ class Call(Guarded):
             if self.guarded and not self.hooked:
                 yield from self._arm_before()
             outcome: Outcome = yield ATTEMPT
-            elapsed = monotonic() - began
+            ended = monotonic()
+            self.elapsed = ended - self._started
             if self.guarded and not (self._armed or self._checked or self._claimed):
                 yield from self._look(outcome)
             said, effect, decision = self._decide(outcome)
             if self.guarded:
                 decision = yield from self._settle(outcome, said, effect, decision)
-            self._note(outcome, said.effect, effect, decision, elapsed)
+            self._note(outcome, said.effect, effect, decision, ended - began)
             if type(decision) is not Retry:
                 return self._ended(decision)
             if self.let_go is not None:
@@ -114,13 +115,13 @@ class Call(Guarded):
         said = understand(policy, self, outcome, now)
         if self.first_seen is None:
             self.first_seen = now - self.elapsed
-        effect = call_effect(said.effect, self.tainted, said.sure)
+        effect = call_effect(said.effect, True, said.sure) if self.tainted else said.effect
         decision = judge(policy, self, outcome, said, effect, now, engine.random())
         self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
         if policy.budget is not None or policy.breaker is not None:
             decision = spending.account(self, outcome, decision)
         if type(decision) is not Stop:
-            if engine.mode == "observe":
+            if self.observed:
                 self.tell(Observed, action=_action(decision), reason=decision.reason)
                 decision = Stop(reason=Reason.OBSERVED)
             elif type(decision) is Defer and not self.defers:

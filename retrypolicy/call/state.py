@@ -52,6 +52,7 @@ class State:
         "deadline",
         "defers",
         "digest",
+        "elapsed",
         "engine",
         "fingerprint",
         "first_seen",
@@ -67,6 +68,7 @@ class State:
         "let_go",
         "method",
         "not_after",
+        "observed",
         "policy",
         "previous",
         "provider",
@@ -85,7 +87,7 @@ class State:
         self,
         engine: Engine,
         policy: RetryPolicy,
-        *,
+        # By their places: a class that is called with names makes a dictionary of them first.
         method: str = "CALL",
         host: str = "",
         key: Key | None = None,
@@ -108,6 +110,7 @@ class State:
         self.hooked = hooked  # the transport calls `arm` itself, between "connected" and the first byte
         self.not_after = not_after
         self.guarded = key is not None and engine.ledger is not None
+        self.observed = engine.mode == "observe"  # nothing is done, it is only said
         self.idempotent = method in policy.idempotent_methods
         self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self.generation = 1  # which outgoing key
@@ -121,6 +124,7 @@ class State:
         self.recorded: bool | None = None
         self.retry_at: float | None = None
         self.began = 0.0  # when the running attempt began, on the monotonic clock
+        self.elapsed = 0.0  # seconds of this run until the last attempt ended
         self.sent: bytes | None = None  # the body that goes out, where the transport has it at hand
         self.spending: BudgetState | None = None  # what was spent of the policy's budget on this host
         self.let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
@@ -154,11 +158,6 @@ class State:
         self._earlier = 0  # how many attempts they made that `attempts` does not count
         if self.guarded:
             self._owner = os.urandom(16)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this run began."""
-        return self.engine.clock.monotonic() - self._started
 
     @property
     def accepts_duplicates(self) -> bool:
