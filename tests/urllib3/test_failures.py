@@ -41,6 +41,12 @@ def caused(error, cause):
     return error
 
 
+def alert(reason):
+    error = ssl.SSLError(1, f"[SSL: {reason}] text")
+    error.reason = reason
+    return error
+
+
 # The stage, by the type alone
 
 
@@ -130,6 +136,7 @@ def test_other_types_prove_nothing(error):
         errors.ClosedPoolError(None, "closed"),
         errors.LocationParseError("host"),
         caused(Exception("of a wrapper"), errors.NewConnectionError(None, "refused")),
+        caused(Exception(OSError("beside it")), errors.NewConnectionError(None, "refused")),
     ],
 )
 def test_these_types_prove_that_nothing_was_sent(error):
@@ -169,6 +176,8 @@ def test_reused_comes_from_the_watch():
         (errors.EmptyPoolError(None, "empty"), None),
         (http.client.InvalidURL("port"), 0),
         (errors.SSLError('Fingerprints did not match. Expected "a", got "b"'), 0),
+        (errors.SSLError(ssl.SSLEOFError(8, "EOF")), None),
+        (errors.SSLError(alert("TLSV1_ALERT_INTERNAL_ERROR")), None),
         (requests.exceptions.InvalidURL("url"), 0),
         (requests.exceptions.InvalidHeader("header"), 0),
         (requests.exceptions.ReadTimeout("timed out"), None),
@@ -198,9 +207,7 @@ def test_a_refused_client_certificate_is_permanent(version):
 
 def test_alerts_about_the_clients_certificate():
     for reason in ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE", "TLSV1_ALERT_UNKNOWN_CA"):
-        error = ssl.SSLError(1, f"[SSL: {reason}] text")
-        error.reason = reason
-        assert failure_of(errors.SSLError(error), None).retry_limit == 0
+        assert failure_of(errors.SSLError(alert(reason)), None).retry_limit == 0
 
 
 def test_errors_that_contain_each_other_end():

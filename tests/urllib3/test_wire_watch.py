@@ -132,7 +132,7 @@ def test_what_a_signal_handler_raises_proves_nothing(error):
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-@pytest.mark.parametrize("error", [TimeoutError("timed out"), OSError(104, "reset"), Refused()])
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), OSError(104, "reset"), ConnectionResetError(), Refused()])
 def test_a_signal_inside_a_send_proves_nothing(kind, error):
     def handler(*_):
         raise error
@@ -361,6 +361,35 @@ def test_a_class_chosen_for_one_pool_is_left_alone():
     target.ConnectionCls = Own
     assert not track(target)
     assert target.ConnectionCls is Own
+
+
+def test_a_class_that_does_without_http_client_is_not_tracked():
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = object
+
+    assert not track(Pool("127.0.0.1"))
+
+
+def test_a_connection_class_of_somebodys_own_is_watched_and_stays_what_it_is():
+    class OwnResponse(http.client.HTTPResponse):
+        pass
+
+    class Own(urllib3.connection.HTTPConnection):
+        response_class = OwnResponse
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Own
+
+    with FaultServer([Answer(200)]) as server, Pool("127.0.0.1", urllib3.util.parse_url(server.url()).port) as target:
+        result = attempt(target)
+        assert (result.watch.stage, result.watch.head_complete) == (Stage.ANSWERING, True)
+        watched = target.ConnectionCls
+        for found, own in ((watched, Own), (watched.response_class, OwnResponse)):
+            assert issubclass(found, own)
+            assert (found.__name__, found.__module__) == (own.__name__, __name__)
+        with Pool("127.0.0.1", 1) as another:
+            assert track(another)
+            assert another.ConnectionCls is watched
 
 
 def test_names_stay_as_they_were():
