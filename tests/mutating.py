@@ -35,8 +35,7 @@ MODULES = {
         "tests/urllib3/test_wire_watch.py", "tests/urllib3/test_wire_answers.py", "tests/urllib3/test_wire_deadline.py",
         "tests/urllib3/test_wire_stages.py",
         "-k",  # without most of the tables, whose cells wait for time-outs
-        "not (no_claim_is_wrong and not (new_connection and plain and small)) and not (sharp and stall)"
-        " and not (test_it_holds and (forward or used_connection))",
+        "not (no_claim and not (new_connection and plain and small)) and not (sharp and stall) and not forward",
     ],
     "retrypolicy/urllib3/sending.py": [
         "tests/urllib3/test_pool_manager.py", "tests/urllib3/test_pool_keys.py", "tests/urllib3/test_pool_dropin.py",
