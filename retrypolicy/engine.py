@@ -149,7 +149,8 @@ class Engine(Driver):
         key: Key | None = None
         digest = mark = b""
         honoured = False
-        if self.mode == "observe":
+        observed = self.mode == "observe"
+        if observed:
             pass  # nothing changes: no key goes out, and none is guarded
         elif method not in _NEVER_KEYED:
             own = None if own_key is None else own_key(provider)
@@ -180,6 +181,7 @@ class Engine(Driver):
             honoured,
             hooked,
             None if operation is None else operation.not_after,
+            observed,
         )
         if operation is not None:
             call.defers = operation.defers
@@ -225,6 +227,7 @@ class Engine(Driver):
             same_origin and self.honours_again(before, method, url),
             hooked,
             before.not_after,
+            before.observed,
         )
         call.generation = before.generation
         call.follows(before)

@@ -32,6 +32,7 @@ class Call(Guarded):
         engine, policy = self.engine, self.policy
         monotonic = engine.clock.monotonic
         listened = bool(engine.listeners)
+        waits_are_heard = listened or heard(Waiting)
         gated = self.not_after is not None or policy.breaker is not None or self.honoured
         if self._end is None:
             self._started = monotonic()
@@ -68,7 +69,7 @@ class Call(Guarded):
                 return self._ended(decision)
             if self.let_go is not None:
                 self.let_go()
-            if listened or heard(Waiting):
+            if waits_are_heard:
                 self.tell(Waiting, seconds=decision.delay, reason=decision.reason)
             if decision.delay > 0 or engine.stopping:
                 woken = yield Wait(decision.delay)
@@ -153,12 +154,14 @@ class Call(Guarded):
             self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
-        self._leave()
+        if self.guarded:
+            self._leave()
         self._reason = decision.reason
         if isinstance(decision, Defer):
             self.retry_at = decision.until
             self.tell(Deferred, until=decision.until, reason=decision.reason)
-        self.over()
+        if self.engine.listeners:
+            self.over()
         return decision
 
 

@@ -97,6 +97,7 @@ class State:
         honoured: bool = False,
         hooked: bool = False,
         not_after: float | None = None,
+        observed: bool = False,
     ) -> None:
         self.engine = engine
         self.policy = policy
@@ -110,7 +111,7 @@ class State:
         self.hooked = hooked  # the transport calls `arm` itself, between "connected" and the first byte
         self.not_after = not_after
         self.guarded = key is not None and engine.ledger is not None
-        self.observed = engine.mode == "observe"  # nothing is done, it is only said
+        self.observed = observed  # nothing is done, it is only said
         self.idempotent = method in policy.idempotent_methods
         self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self.generation = 1  # which outgoing key
