@@ -162,9 +162,12 @@ def recipes(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def deep(session: nox.Session) -> None:
-    """The property tests and state machines with sixty times the examples: about an hour on two cores."""
+    """The property tests and state machines with sixty times the examples, and every cell of the tables of faults:
+    about an hour on two cores.
+    """
     session.install("-e", ".", *group("test"), django(NEWEST))
-    session.run("pytest", "-q", "-n", "auto", "-m", "hypothesis", "--hypothesis-profile", "deep", *session.posargs)
+    chosen = ("-m", "hypothesis or table", "--hypothesis-profile", "deep")
+    session.run("pytest", "-q", "-n", "auto", *chosen, *session.posargs, env={"EVERY_CELL": "1"})
 
 
 @nox.session(python=OURS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,28 +83,54 @@ COMBINATIONS = [
 ]
 
 
-def cells() -> Iterator[Any]:
-    """Every fault on every way once; method, size and connection take turns, so that every pair of them occurs."""
-    turn = itertools.cycle(COMBINATIONS)
-    for kind in KINDS[:4]:
-        for name in faults_of(kind):
-            method, size, reused = next(turn)
-            yield pytest.param(kind, name, method, size, reused, id=f"{kind}-{name}-{method}-{size}-{reused}")
-        next(turn)  # the next way begins elsewhere
+EVERY_CELL = "EVERY_CELL" in os.environ
+FAULTS_OF = {kind: faults_of(kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "name", "method", "size", "reused"), list(cells()))
-def test_no_claim_is_wrong_and_nothing_is_sent_twice(
-    kind: str, name: str, method: str, size: str, reused: bool
-) -> None:
-    check(row(kind, name, method, size, reused), method)
+def meetings() -> Iterator[tuple[str, str, list[Any], list[Any]]]:
+    """A way, a fault, what they meet in first, and what they meet in as well.
+
+    Every fault meets every combination, on one of its ways; every way every fault and every combination. With
+    EVERY_CELL (`nox -s deep`) it is every fault on every way in every combination.
+    """
+    for number, name in enumerate(dict.fromkeys(itertools.chain(*FAULTS_OF.values()))):
+        ways = [kind for kind in KINDS if name in FAULTS_OF[kind]]
+        for place, kind in enumerate(ways):
+            met = [c for turn, c in enumerate(COMBINATIONS) if (turn + number) % len(ways) == place]
+            first = met[number // len(ways) % len(met)]
+            yield kind, name, [first], [c for c in (COMBINATIONS if EVERY_CELL else met) if c != first]
+
+
+MEETINGS = list(meetings())
+
+
+def test_every_pair_of_fault_and_way_and_combination_occurs() -> None:
+    cells = [(kind, name, c) for kind, name, first, others in MEETINGS for c in first + others]
+    assert {(name, c) for _, name, c in cells} == set(
+        itertools.product(FAULTS | TLS_FAULTS | TUNNEL_FAULTS, COMBINATIONS)
+    )
+    assert {(kind, name) for kind, name, _ in cells} == {(kind, name) for kind in KINDS for name in FAULTS_OF[kind]}
+    assert {(kind, c) for kind, _, c in cells} == set(itertools.product(KINDS, COMBINATIONS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "combination"), [(kind, name, c) for kind, name, [c], _ in MEETINGS if kind in KINDS[:4]], ids=str
+)
+def test_no_claim_is_wrong_and_nothing_is_sent_twice(kind: str, name: str, combination: tuple[str, str, bool]) -> None:
+    check(row(kind, name, *combination), combination[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in faults_of(kind)])
-def test_every_cell(kind: str, name: str) -> None:
-    for method, size, reused in COMBINATIONS:
-        check(row(kind, name, method, size, reused), method)
+@pytest.mark.parametrize(
+    ("kind", "name", "combinations"),
+    [
+        pytest.param(kind, name, others if kind in KINDS[:4] else first + others, id=f"{kind}-{name}")
+        for kind, name, first, others in MEETINGS
+    ],
+)
+def test_nor_in_any_other_cell(kind: str, name: str, combinations: list[tuple[str, str, bool]]) -> None:
+    for combination in combinations:
+        check(row(kind, name, *combination), combination[0])
 
 
 @settings(max_examples=30)
