@@ -17,15 +17,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-GUARD = ["tests/guard/test_transitions.py", "tests/guard/test_protocol_laws.py", "tests/guard/test_memory.py"]
 MODULES = {
     "retrypolicy/decision.py": [
         "tests/test_decision.py", "tests/urllib3/test_convert.py", "tests/test_engine.py",
         "-k", "not test_decide_reads_no_clock",  # which looks at the source, where mutmut's imports stand
     ],
     "retrypolicy/backoff.py": ["tests/test_backoff.py", "tests/urllib3/test_convert.py"],
-    "retrypolicy/guard/transitions.py": GUARD[:2],
-    "retrypolicy/guard/memory.py": GUARD,
+    "retrypolicy/guard/transitions.py": ["tests/guard/test_transitions.py", "tests/guard/test_protocol_laws.py"],
+    "retrypolicy/guard/memory.py": ["tests/guard/test_memory.py", "tests/guard/test_opening.py"],
     "retrypolicy/guard/key.py": [
         "tests/guard/test_keys.py", "-k", "not postgres and not valkey and not test_the_outgoing_key",
     ],

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 
 import pytest
+from hypothesis import settings
 
 from retrypolicy.clock import VirtualClock
+from retrypolicy.guard import transitions
 from retrypolicy.guard.ledger import Phase, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
 from tests.scaling import stateful
+
+from .walks import KEEP, KEY, walk
 
 
 def _subject() -> Subject:
@@ -56,6 +61,21 @@ def test_threads_race_for_one_key_and_exactly_one_gets_it() -> None:
     assert len(answers) == 16
 
 
+def test_it_does_what_the_transitions_say() -> None:
+    seed = random.randrange(2**32)
+    print(f"the seed of these walks is {seed}")
+    chance = random.Random(seed)
+    for _ in range(4 * settings.default.max_examples):
+        clock = VirtualClock()
+        ledger = MemoryLedger(clock=clock, retention=KEEP)
+        for said in walk(chance):
+            clock.jump(said.now - clock.now())
+            key = () if said.take is not None else (KEY,)
+            answer = getattr(ledger, said.operation)(*key, *said.words, **said.more)
+            assert answer == (said.changed if said.take is None else said.answer)
+            assert ledger.read(KEY) == (transitions.live(said.after, said.now), said.now)
+
+
 def test_it_says_that_it_forgets() -> None:
     ledger = MemoryLedger()
     assert not ledger.durable
@@ -74,6 +94,15 @@ def test_purge_deletes_what_is_over_in_steps_and_nothing_else() -> None:
     clock.advance(101)
     assert [ledger.purge(2), ledger.purge(2), ledger.purge(2), ledger.purge(2)] == [2, 2, 1, 0]
     assert [record.phase for record in ledger.records()] == [Phase.ARMED]
+
+
+def test_purge_takes_five_hundred_at_a_time_and_a_dry_run_counts_them_all() -> None:
+    clock = VirtualClock()
+    ledger = MemoryLedger(clock=clock, retention=100.0)
+    for number in range(501):
+        ledger.done(number.to_bytes(32), {"status": 200})
+    clock.advance(101)
+    assert [ledger.purge(dry_run=True), ledger.purge(), ledger.purge(), ledger.purge()] == [501, 500, 1, 0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -385,6 +385,41 @@ def test_the_thread_writes_what_came_back(ledger: Faulty, monkeypatch: pytest.Mo
         time.sleep(0.02)
 
 
+def test_the_thread_waits_for_the_next_outage(ledger: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[threading.Thread] = []
+    told = threading.Semaphore(0)
+
+    def done(*args: Any, **options: Any) -> bool:
+        served.append(threading.current_thread())
+        told.release()
+        return True
+
+    monkeypatch.setattr(ledger, "done", done)
+    mine = Recorder()
+    for name in "ab":
+        mine.later(ledger, key(name), {"status": 200}, "")
+        assert told.acquire(timeout=20)
+        served[0].join(0.05)  # it has nothing left to do
+    assert served[0] is served[1]
+
+
+def test_two_who_flush_at_once_say_everything_once(ledger: Faulty, still: Recorder) -> None:
+    """As the thread and the end of the process may."""
+    said: list[bytes] = []
+
+    class Nested(MemoryLedger):
+        def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+            said.append(key)
+            assert still.flush() == 0
+            return super().done(key, result, provider=provider)
+
+    nested = Nested()
+    for name in "ab":
+        still.later(nested, key(name), {"status": 200}, "")
+    assert still.flush() == 0
+    assert said == [key("a"), key("b")]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_none_of_the_parents_chores(ledger: Faulty, still: Recorder) -> None:
     still.later(ledger, key(), {"status": 200}, "")
@@ -443,6 +478,22 @@ def test_an_async_ledger_of_a_program_without_a_loop_gets_one_too(ledger: Faulty
     still.later(given, key(), {"status": 200}, "resend")
     assert still.flush() == 0
     assert (phase(ledger), given.closed) == (Phase.DONE, 1)
+
+
+def test_a_loop_that_does_not_answer_is_not_waited_for_without_end(
+    ledger: Faulty, still: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Coroutines):
+        async def done(self, key: bytes, result: Mapping[str, Any], *, provider: str = "") -> bool:
+            await asyncio.Event().wait()
+            return True
+
+    async def program() -> None:
+        still.later(Silent(ledger), key(), {"status": 200}, "")
+        assert await asyncio.to_thread(still.flush) == 1
+
+    monkeypatch.setattr(recorder, "_PATIENCE", 0.05)
+    asyncio.run(program())
 
 
 def test_a_client_that_is_bound_to_its_loop_is_no_harm(still: Recorder) -> None:
