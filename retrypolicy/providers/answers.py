@@ -153,7 +153,10 @@ class Answers:
         self, status: int, body: bytes | None, headers: Mapping[str, str], request: bytes | str | None
     ) -> dict[str, Any]:
         """What may be kept of this answer."""
-        answer, asked = document(body), document(request)
+        answer = document(body)
+        # A message with attachments is large: it is parsed only where something of it is asked for.
+        asks = self.each or any(wanted.at.startswith("request:") for wanted in self.keep.values())
+        asked = document(request) if asks else MISSING
         kept: dict[str, Any] = {"status": status}
         for name, wanted in self.keep.items():
             value = wanted.value(answer, headers, asked)

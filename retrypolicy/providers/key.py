@@ -114,7 +114,8 @@ class KeyPlacement:
     def given(self, headers: Mapping[str, str], body: bytes | str | None) -> str | None:
         """The key that the caller put into the request, if any."""
         if self.header is not None:
-            value = next((value for name, value in headers.items() if name.lower() == self.header.lower()), None)
+            wanted = self.header.lower()
+            value = next((headers[name] for name in headers if name.lower() == wanted), None)
             return _unquoted(value) if value is not None and self.quoted else value
         assert self.pointer is not None
         value = json_pointer.at(json_pointer.document(body), self.pointer)

@@ -6,6 +6,7 @@ in the place of the stars of another pointer, so that two pointers speak of the 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,9 +26,10 @@ def document(content: bytes | str | None) -> Any:
         return MISSING
 
 
-def parts(pointer: str) -> list[str]:
+@functools.lru_cache(maxsize=1024)  # those of the profiles, for each answer
+def parts(pointer: str) -> tuple[str, ...]:
     """The steps of a pointer; none for the whole document."""
-    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
 
 
 def walk(value: Any, pointer: str) -> Iterator[tuple[tuple[str, ...], Any]]:
