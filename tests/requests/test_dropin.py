@@ -47,12 +47,13 @@ def client() -> Iterator[requests.Session]:
 
 def test_cookies_of_retried_answers_are_kept(client: requests.Session) -> None:
     first = Answer(503, headers=[("Retry-After", "0"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=1")])
-    with FaultServer([first, Answer(200, headers={"Set-Cookie": "b=2"})]) as server:
+    second = Answer(503, headers=[("Retry-After", "0"), ("Set-Cookie", "c=1")])
+    with FaultServer([first, second, Answer(200, headers={"Set-Cookie": "b=2"})]) as server:
         response = client.get(server.url())
-        assert client.cookies.get_dict() == {"a": "1", "b": "2"}
+        assert client.cookies.get_dict() == {"a": "1", "b": "2", "c": "1"}
         assert response.headers["Set-Cookie"] == "b=2"
         client.get(server.url())
-        assert dict(server.requests[-1].headers)["Cookie"] == "a=1; b=2"
+        assert dict(server.requests[-1].headers)["Cookie"] == "a=1; b=2; c=1"
 
 
 def test_hooks_fire_once(client: requests.Session) -> None:
@@ -67,6 +68,7 @@ def test_urllib3s_history_tells_the_attempts(client: requests.Session) -> None:
         response = client.get(server.url())
         history = response.raw.retries.history
         assert [(h.method, h.status, h.error is None) for h in history] == [("GET", 503, True), ("GET", None, False)]
+        assert {h.url for h in history} == {server.url()}
         assert response.raw.retries.total == 0
         assert client.get(server.url()).raw.retries.history == ()
         assert response.history == []

@@ -206,7 +206,6 @@ def test_the_same_call_has_the_same_content_under_requests(kind: str) -> None:
         (None, {"retries": "many"}, ConfigurationError),
         (None, {"retries": -1}, ConfigurationError),
     ],
-    ids=str,
 )
 def test_bad_input_is_an_error_before_a_key_is_armed(
     url: str | None, options: dict[str, Any], error: type[Exception]

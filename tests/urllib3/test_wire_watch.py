@@ -392,6 +392,29 @@ def test_a_connection_class_of_somebodys_own_is_watched_and_stays_what_it_is():
             assert another.ConnectionCls is watched
 
 
+def test_a_response_that_reads_in_a_way_of_its_own_is_left_to_it():
+    """Nothing can be seen of it beforehand: it has no buffer."""
+
+    class OwnResponse(http.client.HTTPResponse):
+        def __init__(self, sock, *args, **kwargs):
+            super().__init__(sock, *args, **kwargs)
+            self.fp = sock.makefile("rb", buffering=0)
+
+    class Own(urllib3.connection.HTTPConnection):
+        response_class = OwnResponse
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Own
+
+    with (
+        FaultServer([Answer(200, b"ok")]) as server,
+        Pool("127.0.0.1", urllib3.util.parse_url(server.url()).port) as target,
+    ):
+        result = attempt(target)
+    assert result.content == b"ok"
+    assert (result.watch.stage, result.watch.head_complete) == (Stage.SENT, False)
+
+
 def test_names_stay_as_they_were():
     target = urllib3.HTTPSConnectionPool("127.0.0.1", 1)
     assert track(target)
