@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from requests.models import RequestEncodingMixin
 
 from retrypolicy import Constant, Engine, RetryPolicy, operation
+from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, PolicyError, SendHeld
 from retrypolicy.guard import Key, Ledger, MemoryLedger, Phase, open_ledger
-from retrypolicy.guard.key import Secret, content_of, fingerprint, key_digest
+from retrypolicy.guard.key import Secret, content_of, find, fingerprint, key_digest
 from retrypolicy.guard.ledger import Record, Refused, Take, Taken
 from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.requests import mount
@@ -118,7 +119,11 @@ def test_a_job_that_runs_again_gets_the_keys_it_had(tmp_path: Path) -> None:
 
 
 def test_a_key_is_never_shown() -> None:
-    assert "receipt" not in repr(Key(value="receipt/42"))
+    assert repr(Key(value="receipt/42", label="order 42")) == "Key(...)"
+
+
+def test_a_derived_key_has_its_label() -> None:
+    assert Key.derived("job 7", b"content", 0, "order 42").label == "order 42"
 
 
 # -- digests and their secret --------------------------------------------------------------------------------
@@ -207,6 +212,25 @@ def test_a_digest_is_an_hmac_of_its_parts_after_their_lengths(secret: bytes, fir
     """RFC 2104. What ledgers already hold depends on it, so it never changes."""
     message = b"".join(len(part).to_bytes(8, "big") + part for part in (first, *rest))
     assert Secret.of(secret).digest(first, *rest) == hmac.digest(secret, message, "sha256")
+
+
+def test_keys_and_contents_are_named_apart() -> None:
+    """What ledgers already hold depends on it, so it never changes."""
+    secret = Secret.of("s")
+    assert key_digest(secret, "é") == secret.digest(b"key", "é".encode())
+    assert fingerprint(secret, b"c") == secret.digest(b"content", b"c")
+
+
+def test_a_record_is_found_by_the_current_secret_or_an_older_one() -> None:
+    ledger = MemoryLedger(clock=VirtualClock(100.0))
+    secret = Secret.of(["newest", "new", "old"])
+    for name, under in [("a", "old"), ("b", "new"), ("c", "newest"), ("d", "old"), ("d", "newest")]:
+        ledger.done(key_digest(Secret.of(under), name), {"under": under})
+    found = {name: find(ledger, secret, name) for name in "abcde"}
+    assert {name: record and record.result for name, (record, _) in found.items()} == {
+        "a": {"under": "old"}, "b": {"under": "new"}, "c": {"under": "newest"}, "d": {"under": "newest"}, "e": None,
+    }  # fmt: skip
+    assert {now for _, now in found.values()} == {100.0}
 
 
 def test_what_the_ledger_keeps_can_not_be_guessed_without_the_secret(tmp_path: Path) -> None:
@@ -363,6 +387,41 @@ def test_what_is_volatile_or_secret_does_not_count() -> None:
     assert content("a=1&token=x", FORM, left_out) == content("token=y&a=1", FORM, left_out)
     (b1, k1), (b2, k2) = (multipart([("f", ("a", b"x"))], {"token": t}) for t in ("x", "y"))
     assert content(b1, k1, left_out) == content(b2, k2, left_out)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "document", "counts"),
+    [
+        ("/a/1/id", {"a": [{"id": 1}, {"id": 2}, {"id": 3}]}, {"a": [{"id": 1}, {}, {"id": 3}]}),
+        ("/a/7/id", {"a": [{"id": 1}]}, {"a": [{"id": 1}]}),
+        ("/a/x/id", {"a": [{"id": 1}]}, {"a": [{"id": 1}]}),
+        ("/a/*", {"a": [1, 2]}, {"a": [1, 2]}),
+        ("/a/*/id", {"a": {"x": {"id": 1}, "y": {"id": 2, "z": 3}}}, {"a": {"x": {}, "y": {"z": 3}}}),
+        ("/*", {"a": 1}, {"a": 1}),
+        ("/a~1b", {"a/b": 1, "a": {"b": 2}, "a~1b": 3}, {"a": {"b": 2}, "a~1b": 3}),
+        ("/a~0b", {"a~b": 1, "a~0b": 2}, {"a~0b": 2}),
+        ("/a~01b", {"a~1b": 1, "a/b": 2}, {"a/b": 2}),
+        ("/a/b", {"a": "b", "b": 1}, {"a": "b", "b": 1}),
+    ],
+)
+def test_a_pointer_names_what_does_not_count(pointer: str, document: Any, counts: Any) -> None:
+    """RFC 6901, and `*` for each element. What does not fit the document leaves out nothing."""
+    assert content(json.dumps(document, indent=2), left_out=[pointer]) == content(json.dumps(counts))
+
+
+def test_the_name_of_a_part_stands_in_its_head() -> None:
+    def body(text: str) -> bytes:
+        return f'--b\r\nContent-Type: text/plain\r\n\r\n{text} name="token"\r\n--b--\r\n'.encode()
+
+    kind = "multipart/form-data; boundary=b"
+    assert content(body("one"), kind, ["token"]) != content(body("other"), kind, ["token"])
+
+
+@given(boundary=st.text(), body=st.binary())
+@example(boundary="\u20ac", body=b"--?\r\n\r\n--?")
+def test_whatever_a_multipart_body_is_it_has_a_content(boundary: str, body: bytes) -> None:
+    kind = f'multipart/form-data; boundary="{boundary}"'
+    assert content(body, kind) == content(body, kind)
 
 
 def test_bodies_that_are_known_to_be_built_alike_count_byte_for_byte() -> None:

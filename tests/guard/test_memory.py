@@ -76,6 +76,14 @@ def test_it_does_what_the_transitions_say() -> None:
             assert ledger.read(KEY) == (transitions.live(said.after, said.now), said.now)
 
 
+def test_without_a_quiet_time_evidence_counts_at_once() -> None:
+    ledger = MemoryLedger(clock=VirtualClock())
+    mine = take()
+    ledger.arm(mine)
+    ledger.unknown(mine.key, mine.owner, 1)
+    assert ledger.resolve(mine.key, 1, "not_applied")
+
+
 def test_it_says_that_it_forgets() -> None:
     ledger = MemoryLedger()
     assert not ledger.durable
