@@ -19,7 +19,7 @@ from pathlib import Path
 
 WIRE = (
     "not (no_claim and not (new_connection and plain and small)) and not (sharp and (stall or tunnel)) and not forward"
-    " and not (test_it_holds and (body or chunks or to_the_end or before_the_head))"
+    " and not (test_it_holds and (body or chunks or to_the_end or before_the_head or used))"
 )
 """Without most of the tables: their cells wait for time-outs."""
 
@@ -38,7 +38,7 @@ MODULES = {
     "retrypolicy/urllib3/failures.py": ["tests/urllib3/test_failures.py"],
     "retrypolicy/urllib3/wire.py": [
         "tests/urllib3/test_wire_watch.py", "tests/urllib3/test_wire_answers.py", "tests/urllib3/test_wire_deadline.py",
-        "tests/urllib3/test_wire_stages.py",
+        "tests/urllib3/test_wire_stages.py", "tests/urllib3/test_wire_heads.py",
         "-k", WIRE,
     ],
     "retrypolicy/urllib3/sending.py": [

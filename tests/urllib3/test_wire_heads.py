@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.parser
 import http.client
 import io
 from typing import Any
 
 import pytest
+import urllib3
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrypolicy.testing import FaultServer, Raw
 from retrypolicy.urllib3.heads import read_plain
+from retrypolicy.urllib3.wire import Watch, track, watching
 from tests.urllib3.wireclient import attempt, pool
 
 PLAIN = (
@@ -95,6 +99,42 @@ def test_a_common_head_is_read_in_the_short_way() -> None:
     response = opened(PLAIN + b"ok")
     assert read_plain(response, response.begin, response.fp.peek(1))
     assert response.msg.get_all("Set-Cookie") == ["a=1", "b=2"]
+    assert response.read() == b"ok"
+
+
+@pytest.mark.parametrize(("head", "parsed"), [(PLAIN, 0), (PLAIN.replace(b"nginx", b"nginx\r\n folded"), 1)])
+def test_the_short_way_is_taken_where_it_leads(head: bytes, parsed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    usual = email.parser.Parser.parsestr
+    monkeypatch.setattr(email.parser.Parser, "parsestr", lambda *args: (seen.append(args), usual(*args))[1])
+    with FaultServer([Raw(head + b"ok")]) as server, pool(server, "plain") as target:
+        assert attempt(target).content == b"ok"
+    assert len(seen) == parsed
+
+
+@pytest.mark.parametrize("head", [PLAIN, PLAIN.replace(b"\r\n", b"\n")])
+@pytest.mark.parametrize("watched", [True, False])
+def test_what_begin_is_given_reaches_it(head: bytes, watched: bool) -> None:
+    """http.client has given it nothing, and may: how many fields are too many, say."""
+    seen: list[Any] = []
+
+    class Own(http.client.HTTPResponse):
+        def begin(self, *args: Any, **kwargs: Any) -> None:
+            seen.append((args, kwargs))
+            super().begin()
+
+    class Connection(urllib3.connection.HTTPConnection):
+        response_class = Own
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    target: Any = Pool("127.0.0.1")
+    assert track(target)
+    response = target.ConnectionCls.response_class(Connected(head + b"ok"), method="GET")
+    with watching(Watch()) if watched else contextlib.nullcontext():
+        response.begin(1, most=2)
+    assert seen == [((1,), {"most": 2})]
     assert response.read() == b"ok"
 
 

@@ -194,6 +194,18 @@ def test_two_requests_under_one_watch_claim_the_weakest():
         assert server.complete == 1
 
 
+def test_what_is_claimed_of_two_requests_is_not_what_the_second_proves():
+    with FaultServer([Close("request"), Stall("head")]) as server, pool(server, "plain") as target:
+        watch = Watch()
+        assert track(target)
+        with watching(watch):
+            for body in (SMALL, LARGE):
+                with pytest.raises(urllib3.exceptions.HTTPError):
+                    target.urlopen("PUT", "/", body=body, timeout=0.3, retries=False)
+        assert watch.stage is Stage.SENT
+        assert server.complete == 1
+
+
 def test_nothing_can_be_sent_once_the_attempt_was_judged():
     """A helper thread in a copy of the context goes on when the attempt has been given up."""
     with FaultServer([Answer(200)]) as server, pool(server, "plain") as target:
@@ -361,6 +373,15 @@ def test_a_class_chosen_for_one_pool_is_left_alone():
     target.ConnectionCls = Own
     assert not track(target)
     assert target.ConnectionCls is Own
+
+
+def test_a_class_chosen_for_a_pool_that_has_none_is_left_alone():
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = None
+
+    target = Pool("127.0.0.1")
+    target.ConnectionCls = urllib3.connection.HTTPConnection
+    assert not track(target)
 
 
 def test_a_class_that_does_without_http_client_is_not_tracked():
