@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from retrypolicy.clock import VirtualClock
-from retrypolicy.guard import transitions
+from retrypolicy.guard import memory, transitions
 from retrypolicy.guard.ledger import Phase, Refused, Take, Taken
 from retrypolicy.guard.memory import MemoryLedger
 from retrypolicy.testing.machines import LedgerMachine, Subject
@@ -116,10 +116,14 @@ def test_purge_takes_five_hundred_at_a_time_and_a_dry_run_counts_them_all() -> N
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_can_use_it_though_a_thread_of_the_parent_was_inside() -> None:
     ledger = MemoryLedger()
-    with ledger._lock:  # as another thread would have at the moment of the fork
+    with ledger._lock, memory._sharing:  # as another thread would have at the moment of the fork
         child = os.fork()
         if child == 0:
-            os._exit(0 if isinstance(ledger.arm(take()), Taken) else 1)
+            usable = False
+            try:
+                usable = isinstance(ledger.arm(take()), Taken) and not MemoryLedger.from_url("memory:forked").counts()
+            finally:
+                os._exit(0 if usable else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert ledger.read(b"k" * 32)[0] is None
