@@ -67,12 +67,13 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on every interpreter found; slow ones on the newest only. Those in between leave out big
-    tables, and the queues, which are there in the same releases on the newest.
+    tables, the queues, which are there in the same releases on the newest, the testing kit, and the docs' examples.
     """
     session.install("-e", ".", *group("test"), django(str(session.python)))
     quick = ["-m", "not slow"]
     if session.python != PYTHONS[0]:
-        quick = ["-m", "not slow and not table", "--ignore=tests/queues"]
+        rooms = ("queues", "testing", "docs")
+        quick = ["-m", "not slow and not table", *(f"--ignore=tests/{room}" for room in rooms)]
     chosen = [] if session.python == NEWEST or session.posargs else quick
     # Half of their time tests wait, for a server that stalls or a lock.
     session.run("pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), *chosen, *session.posargs)

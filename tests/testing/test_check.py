@@ -75,9 +75,10 @@ def test_the_presets_are_clean(name: str, provider: str | None) -> None:
 @pytest.mark.parametrize("provider", names())
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_presets_are_clean_with_every_provider(name: str, provider: str) -> None:
-    check_policy(PRESETS[name], provider, examples=30)
+    check_policy(PRESETS[name], provider, examples=12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [

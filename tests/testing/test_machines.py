@@ -246,6 +246,7 @@ class KnowsOneCost(BudgetState):
         return super().permit("transient")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [Generous, Stingy, RunsOver, KnowsOneCost])
 def test_a_bug_in_a_budget_is_found(bug: Any) -> None:
     wrong = machine(BudgetMachine, open=lambda self, budget, clock: bug(budget, "host", clock))
@@ -300,6 +301,7 @@ class CountsLateNews(BreakerState):
         super().record(healthy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [TooSoon, TooMany, NeverOpens, CountsLateNews])
 def test_a_bug_in_a_breaker_is_found(bug: Any) -> None:
     wrong = machine(BreakerMachine, open=lambda self, breaker, clock: bug(breaker, clock))
