@@ -53,8 +53,10 @@ def test_bad_input_leaves_no_key_behind(options: dict[str, Any]) -> None:
     ledger = MemoryLedger()
     with FaultServer([Answer(200)], tls=True) as server, requests.Session() as session:
         mount(session, AT_ONCE, transport=HTTPAdapter(), ledger=ledger)
-        with pytest.raises((OSError, ValueError)), operation(key="k"):
+        with pytest.raises((OSError, ValueError)) as caught, operation(key="k"):
             session.post(server.url(), data=b"x", **options)
+        found = report(caught.value)
+        assert found is None or found.total_attempts == 1  # None: it did not even come to an attempt
         assert server.connections == 0
         with operation(key="k"):
             assert session.post(server.url(), data=b"x", verify=server.ca).status_code == 200
