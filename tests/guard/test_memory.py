@@ -65,7 +65,7 @@ def test_it_does_what_the_transitions_say() -> None:
     seed = random.randrange(2**32)
     print(f"the seed of these walks is {seed}")
     chance = random.Random(seed)
-    for _ in range(4 * settings.default.max_examples):
+    for _ in range(12 * settings.default.max_examples):
         clock = VirtualClock()
         ledger = MemoryLedger(clock=clock, retention=KEEP)
         for said in walk(chance):
@@ -82,6 +82,14 @@ def test_without_a_quiet_time_evidence_counts_at_once() -> None:
     ledger.arm(mine)
     ledger.unknown(mine.key, mine.owner, 1)
     assert ledger.resolve(mine.key, 1, "not_applied")
+
+
+def test_a_ledger_from_a_url_has_the_clock_and_the_options_it_was_given() -> None:
+    ledger = MemoryLedger.from_url("memory:own", clock=VirtualClock(5.0), retention=7.0)
+    ledger.done(KEY, {"status": 200})
+    record, now = ledger.read(KEY)
+    assert record is not None
+    assert (now, record.expires) == (5.0, 12.0)
 
 
 def test_it_says_that_it_forgets() -> None:
