@@ -140,8 +140,8 @@ def test_a_signal_inside_a_send_proves_nothing(kind, error):
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with FaultServer([Stall("head")], tls=kind == "tls") as server, pool(server, kind) as target:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            result = attempt(target, body=LARGE, timeout=1.0)
+            watch = Watch(on_ready=lambda: (signal.setitimer(signal.ITIMER_REAL, 0.2), None)[1])
+            result = attempt(target, watch=watch, body=LARGE, timeout=1.0)
             assert result.watch.stage is Stage.SENT
             assert result.watch.body_begun
     finally:
