@@ -201,11 +201,12 @@ def test_the_key_is_not_placed_on_other_hosts_or_safe_methods() -> None:
         assert server.complete == 2
 
 
-def test_the_callers_own_header_is_the_key() -> None:
+@pytest.mark.parametrize("own", ["mine", b"mine"])
+def test_the_callers_own_header_is_the_key(own: Any) -> None:
     ledger = MemoryLedger()
     with FaultServer([Answer(200)]) as server, requests.Session() as session:
         mount(session, AT_ONCE, ledger=ledger)
-        headers = {"Idempotency-Key": "mine"}
+        headers = {"Idempotency-Key": own}
         session.post(server.url(), data=b"x", headers=headers)
         with pytest.raises(AlreadyDone):
             session.post(server.url(), data=b"x", headers=headers)
