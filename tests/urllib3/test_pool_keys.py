@@ -11,8 +11,10 @@ import urllib3
 from urllib3 import exceptions
 
 from retrypolicy import Effect, Reason, Stage, operation, report
+from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, LedgerUnavailable, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.http.pushback import Hint
 from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.testing import Answer, Close, FaultServer, Refuse
 from retrypolicy.urllib3 import RetryPoolManager
@@ -144,3 +146,17 @@ def test_a_pool_that_cannot_be_watched_is_armed_before() -> None:
     found = report(caught.value)
     assert found is not None
     assert found.stage is Stage.UNOBSERVED
+
+
+@pytest.mark.parametrize("moment", [True, False])
+def test_the_hint_that_the_provider_gives_in_a_header_of_its_own_is_waited_for(moment: bool) -> None:
+    clock = VirtualClock()
+    provider = honouring(hints=(Hint(header="X-Reset", unit="epoch" if moment else "seconds"),))
+    busy = Answer(429, headers={"X-Reset": str(int(clock.now()) * moment + 30)})
+    with (
+        FaultServer([busy, Answer(200)]) as server,
+        RetryPoolManager(AT_ONCE, provider=provider, clock=clock) as manager,
+    ):
+        assert manager.request("GET", server.url()).status == 200
+    [waited] = clock.sleeps
+    assert 29 <= waited <= 31

@@ -171,6 +171,13 @@ def test_more_bytes_than_declared_prove_nothing(pieces):
         assert server.settle().complete == 1
 
 
+def test_bytes_beyond_what_was_declared_may_be_the_ones_that_were_refused():
+    headers = {"Content-Length": str(len(LARGE))}
+    with FaultServer([Stall("head")]) as server, pool(server, "plain") as target:
+        result = attempt(target, body=iter([SMALL, LARGE]), headers=headers, timeout=0.3)
+        assert result.watch.stage is Stage.SENT
+
+
 def test_a_body_of_several_pieces_is_unfinished():
     with FaultServer([Stall("head")]) as server, pool(server, "plain") as target:
         result = attempt(target, body=iter([SMALL, LARGE]), timeout=0.3)
