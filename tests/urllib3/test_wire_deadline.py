@@ -166,12 +166,15 @@ def test_a_deadline_that_has_passed_sends_nothing():
         assert server.settle().complete == 1
 
 
-def test_the_callers_own_timeout_stays_in_force():
-    with FaultServer([Stall("request")]) as server, pool(server, "plain") as target:
+@pytest.mark.parametrize(
+    ("fault", "body", "stage"), [(Stall("request"), SMALL, Stage.SENT), (Stall("head"), LARGE, Stage.BODY_UNFINISHED)]
+)
+def test_the_callers_own_timeout_stays_in_force(fault, body, stage):
+    with FaultServer([fault]) as server, pool(server, "plain") as target:
         started = time.monotonic()
-        result = attempt(target, watch=Watch(deadline=time.monotonic() + 30), timeout=0.1)
+        result = attempt(target, watch=Watch(deadline=time.monotonic() + 30), body=body, timeout=0.2)
         assert time.monotonic() - started < 5
-        assert isinstance(result.error, urllib3.exceptions.ReadTimeoutError)
+        assert result.watch.stage is stage
 
 
 def test_lifted_it_leaves_the_reader_their_own_time():
