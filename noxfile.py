@@ -75,8 +75,8 @@ def tests(session: nox.Session) -> None:
         rooms = ("queues", "testing", "docs")
         quick = ["-m", "not slow and not table", *(f"--ignore=tests/{room}" for room in rooms)]
     chosen = [] if session.python == NEWEST or session.posargs else quick
-    # Most of their time tests wait, for a server that stalls or a lock.
-    session.run("pytest", "-q", "-n", str(3 * (os.cpu_count() or 1)), *chosen, *session.posargs)
+    # Half of their time tests wait, for a server that stalls or a lock.
+    session.run("pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), *chosen, *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -22,6 +22,8 @@ from retrypolicy.testing import VirtualClock
 from retrypolicy.testing.machines import BreakerMachine, BudgetMachine, EngineMachine, LedgerMachine, Subject
 from tests.scaling import stateful
 
+pytestmark = pytest.mark.slow
+
 FIND = settings(
     max_examples=400,
     stateful_step_count=30,
