@@ -42,7 +42,7 @@ from retrypolicy.testing.check.laws import LAWS
 from retrypolicy.testing.check.scenario import Caller, Jump, Scenario
 from retrypolicy.testing.check.world import DAY, World
 
-pytestmark = pytest.mark.slow  # a whole model, again and again; test_check_command.py runs it on each interpreter
+pytestmark = pytest.mark.slow  # a whole model, again and again; test_check_command.py runs it on the oldest, too
 
 PRESETS = {"default": RetryPolicy(), "web": WEB, "worker": WORKER}
 RECIPE = RetryPolicy(

@@ -18,7 +18,7 @@ from retrypolicy.outcome import Answered, Effect, Reason, Retry
 from retrypolicy.testing.check import check_policy
 from retrypolicy.testing.check.checking import NAMES
 
-pytestmark = pytest.mark.slow  # a whole model, again and again; test_check_command.py runs it on each interpreter
+pytestmark = pytest.mark.slow  # a whole model, again and again; test_check_command.py runs it on the oldest, too
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
