@@ -76,7 +76,9 @@ def tests(session: nox.Session) -> None:
         quick = ["-m", "not slow and not table", *(f"--ignore=tests/{room}" for room in rooms)]
     chosen = [] if session.python == NEWEST or session.posargs else quick
     # Half of their time tests wait, for a server that stalls or a lock.
-    session.run("pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), *chosen, *session.posargs)
+    # And they start hundreds of processes, each of which would compile all of it where no bytecode may be kept.
+    kept = {"PYTHONDONTWRITEBYTECODE": ""}
+    session.run("pytest", "-q", "-n", str(2 * (os.cpu_count() or 1)), *chosen, *session.posargs, env=kept)
 
 
 @nox.session(python=NEWEST)
