@@ -22,11 +22,12 @@ from django.test import override_settings
 from retrypolicy.django import outbox
 from retrypolicy.django.models import OutboxMessage
 from retrypolicy.queues.channels import OUTBOX_CHANNEL, stamped
+from retrypolicy.step import Step, next_step
 from retrypolicy.testing import FaultServer, Stall
 from tests.anymail.sending import ok
 
 from ..guard.servers import Valkey  # noqa: TID252 - no other path is sure
-from .channels_shop import message, project
+from .channels_shop import SECRET, message, project
 from .workers import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,10 @@ class Town:
         """As if the time that whoever was woken has for it were over."""
         self.rows.update(due=0)
         return [type(found.step) for found in outbox.sweep(using=self.alias)]
+
+    def next_step(self, key: str) -> Step:
+        """What the ledger says of the message with this key."""
+        return next_step(key, ledger=f"sqlite:///{self.place}/sends.db", secret=SECRET)
 
     @property
     def rows(self) -> Any:

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from retrypolicy.step import Settled
+from retrypolicy.step import Settled, Wait
 
 from ..guard.servers import new_valkey  # noqa: TID252 - no other path is sure
 from .channels_town import KINDS, Town, town
@@ -35,6 +35,7 @@ def test_workers_die_with_what_they_have_in_memory(town: Town) -> None:
     found = town.counted(*range(MANY))
     print(f"\nbefore the sweep: {found}")
     assert found == {kind: [1, 0, 0, 0, 0] for kind in KINDS}
+    wait_for(lambda: not isinstance(town.next_step("outbox 0"), Wait), "the end of the dead worker's lease")
     ends = town.sweep()
     assert sorted(end.__name__ for end in ends) == ["Held", *["Settled"] * 4]
     assert town.counted(*range(MANY))["outbox"] == [1, 1, 1, 1, 1]
