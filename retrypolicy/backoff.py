@@ -50,7 +50,7 @@ class Constant:
     jitter: Jitter = field(default="none", validator=_jitter)
 
     def delay(self, retry: int, previous: float | None, random: float) -> float:
-        return self.seconds if self.jitter == "none" else _spread(self.seconds, self.jitter, random)
+        return _spread(self.seconds, self.jitter, random)
 
     def bounds(self, retry: int) -> tuple[float, float]:
         """The shortest and the longest that `delay` can be, in seconds."""

@@ -61,6 +61,7 @@ class Call(Guarded):
             self.elapsed = ended - self._started
             if self.guarded and not (self._armed or self._checked or self._claimed):
                 yield from self._look(outcome)
+                self.elapsed = monotonic() - self._started  # the ledger took its time
             said, effect, decision = self._decide(outcome)
             if self.guarded:
                 decision = yield from self._settle(outcome, said, effect, decision)
@@ -116,7 +117,7 @@ class Call(Guarded):
         said = understand(policy, self, outcome, now)
         if self.first_seen is None:
             self.first_seen = now - self.elapsed
-        effect = call_effect(said.effect, True, said.sure) if self.tainted else said.effect
+        effect = call_effect(said.effect, self.tainted, said.sure)
         decision = judge(policy, self, outcome, said, effect, now, engine.random())
         self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
         if policy.budget is not None or policy.breaker is not None:
@@ -154,14 +155,12 @@ class Call(Guarded):
             self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
-        if self.guarded:
-            self._leave()
+        self._leave()
         self._reason = decision.reason
         if isinstance(decision, Defer):
             self.retry_at = decision.until
             self.tell(Deferred, until=decision.until, reason=decision.reason)
-        if self.engine.listeners:
-            self.over()
+        self.over()
         return decision
 
 

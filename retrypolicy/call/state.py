@@ -125,7 +125,7 @@ class State:
         self.recorded: bool | None = None
         self.retry_at: float | None = None
         self.began = 0.0  # when the running attempt began, on the monotonic clock
-        self.elapsed = 0.0  # seconds of this run until the last attempt ended
+        self.elapsed = 0.0  # seconds of this run until the last decision
         self.sent: bytes | None = None  # the body that goes out, where the transport has it at hand
         self.spending: BudgetState | None = None  # what was spent of the policy's budget on this host
         self.let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
