@@ -144,7 +144,7 @@ class Engine(Driver):
         """
         operation = current_operation()
         policy = self._policy_for(policy, operation)
-        host, path = _place(url) if url else ("", "")
+        host, path = _place(url)
         provider = None if self.provider is None else self.provider_for(host)
         key: Key | None = None
         digest = mark = b""

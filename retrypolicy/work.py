@@ -49,9 +49,8 @@ class Work:
         return f"{name} {_said(self.args, self.kwargs)}".encode("utf-8", "surrogatepass")
 
     def attempt(self, call: Call) -> Outcome:
-        kwargs = self.kwargs
         try:
-            self.result = self.fn(*self.args, **kwargs) if kwargs else self.fn(*self.args)
+            self.result = self.fn(*self.args, **self.kwargs)
         except BaseException as error:
             return self.raised(error)
         return self.returned()
