@@ -66,14 +66,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, on every interpreter found; slow ones on the newest only. Those in between leave out big
-    tables, the queues, which are there in the same releases on the newest, the testing kit, and the docs' examples.
+    """The tests, on every interpreter found; slow ones and big tables on the newest only. Those in between leave out
+    the property tests too, the queues, which are there in the same releases on the newest, the testing kit, the demo,
+    and the docs' examples.
     """
     session.install("-e", ".", *group("test"), django(str(session.python)))
-    quick = ["-m", "not slow"]
+    quick = ["-m", "not slow and not table"]
     if session.python != PYTHONS[0]:
-        rooms = ("queues", "testing", "docs")
-        quick = ["-m", "not slow and not table", *(f"--ignore=tests/{room}" for room in rooms)]
+        rooms = ("queues", "testing", "demo", "docs")
+        quick = ["-m", "not slow and not table and not hypothesis", *(f"--ignore=tests/{room}" for room in rooms)]
     chosen = [] if session.python == NEWEST or session.posargs else quick
     # Half of their time tests wait, for a server that stalls or a lock.
     # And they start hundreds of processes, each of which would compile all of it where no bytecode may be kept.
