@@ -26,6 +26,7 @@ from retrypolicy.outcome import (
     interrupts,
     is_interrupt,
     retry_after,
+    surely_unsent,
 )
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Meaning, meaning, standard
@@ -237,12 +238,13 @@ def _no_answer_to_retry(policy: RetryPolicy, outcome: Answered, said: Meaning, b
 
 def _safety(policy: RetryPolicy, history: Known, outcome: Outcome, effect: Effect, now: float) -> tuple[bool, Reason]:
     """Is a repeat safe, and why (not)? Rules 1 to 4 of the safety rule."""
-    nothing_sent = isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
     allowed = policy.allowed_methods is None or history.method in policy.allowed_methods
-    if not allowed and (not nothing_sent if policy.limits is None else kind_of(outcome) in ("read", "status")):
+    if not allowed and (
+        not surely_unsent(outcome) if policy.limits is None else kind_of(outcome) in ("read", "status")
+    ):
         return False, Reason.METHOD_NOT_ALLOWED
     if effect is _NOT_APPLIED:
-        return True, Reason.NOT_SENT if nothing_sent else Reason.NOT_APPLIED
+        return True, Reason.NOT_SENT if surely_unsent(outcome) else Reason.NOT_APPLIED
     if history.method in policy.idempotent_methods:
         # A repeat that only somebody's own list calls idempotent is named for what it is.
         return True, _IDEMPOTENT if history.method in IDEMPOTENT else Reason.ACCEPTED_RISK

@@ -146,8 +146,13 @@ class Failed:
 
 
 def unobserved(error: BaseException, retry_limit: int | None) -> Failed:
-    """`Failed(error=error, retry_limit=retry_limit)`, in a fifth of the time that its constructor takes."""
-    failed: Any = _Failed(error, retry_limit)
+    """`Failed(error=error, retry_limit=retry_limit)`, in a fraction of the time that its constructor takes."""
+    failed: Any = _blank(_Failed)
+    failed.error = error
+    failed.stage = _UNOBSERVED
+    failed.retry_limit = retry_limit
+    failed.reused = False
+    failed.counter = None
     failed.__class__ = Failed
     made: Failed = failed
     return made
@@ -182,6 +187,11 @@ _TIME_LIMITS = frozenset(
 Outcome = Answered | Failed
 
 
+def surely_unsent(outcome: Outcome) -> bool:
+    """Is it proven that no complete request head can have reached the server?"""
+    return isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
+
+
 @frozen(kw_only=True, weakref_slot=False)
 class Retry:
     """Try again after `delay` seconds."""
@@ -209,8 +219,10 @@ Decision = Retry | Defer | Stop
 
 
 def retry_after(delay: float, reason: Reason) -> Retry:
-    """`Retry(delay=delay, reason=reason)`, in a third of the time that its constructor takes."""
-    retry: Any = _Retry(delay, reason)
+    """`Retry(delay=delay, reason=reason)`, in a fraction of the time that its constructor takes."""
+    retry: Any = _blank(_Retry)
+    retry.delay = delay
+    retry.reason = reason
     retry.__class__ = Retry
     made: Retry = retry
     return made
@@ -222,20 +234,13 @@ def retry_after(delay: float, reason: Reason) -> Retry:
 class _Failed:
     __slots__ = ("counter", "error", "retry_limit", "reused", "stage")
 
-    def __init__(self, error: BaseException, retry_limit: int | None, stage: Stage = Stage.UNOBSERVED) -> None:
-        self.error = error
-        self.stage = stage
-        self.retry_limit = retry_limit
-        self.reused = False
-        self.counter = None
-
 
 class _Retry:
     __slots__ = ("delay", "reason")
 
-    def __init__(self, delay: float, reason: Reason) -> None:
-        self.delay = delay
-        self.reason = reason
+
+_blank = object.__new__
+_UNOBSERVED = Stage.UNOBSERVED  # on Python 3.11 the members of an enumeration are properties, and slow
 
 
 @frozen(kw_only=True)

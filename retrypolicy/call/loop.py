@@ -38,6 +38,7 @@ class Call(Guarded):
             self._started = monotonic()
             if policy.total_timeout is not None:
                 self._end = self._started + policy.total_timeout
+        limited = self._end is not None or policy.attempt_timeout is not None
         if listened:
             self.tell(CallStarted)
         if policy.budget is not None:
@@ -52,7 +53,7 @@ class Call(Guarded):
             if listened:
                 self.tell(AttemptStarted, number=self.attempts)
             began = self.began = monotonic()
-            if self._end is not None or policy.attempt_timeout is not None:
+            if limited:
                 self.deadline = self._deadline(began)
             if self.guarded and not self.hooked:
                 yield from self._arm_before()

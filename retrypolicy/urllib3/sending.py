@@ -15,7 +15,7 @@ from retrypolicy.decision import Decision
 from retrypolicy.errors import CallRefused, ConfigurationError, RetryPolicyError
 from retrypolicy.http.origins import same_origin
 from retrypolicy.http.pushback import pushback
-from retrypolicy.outcome import NOTHING_SENT, Answered, Failed, Outcome, Reason, Stage, interrupts
+from retrypolicy.outcome import Answered, Failed, Outcome, Reason, Stage, interrupts, surely_unsent
 from retrypolicy.reports import attach, attach_call
 from retrypolicy.urllib3.answers import discard, set_retries, worth_reading
 from retrypolicy.urllib3.body import Body
@@ -201,7 +201,7 @@ class Sending:
             outcome = self._failed(error, watch)
         if not self.body.rewindable:
             call.replayable = watch.observed and not watch.body_begun
-        if hooked and not self._armed and not _surely_unsent(outcome):
+        if hooked and not self._armed and not surely_unsent(outcome):
             self._arm()  # something took the place of our transport (a mock): the key must be settled all the same
         return outcome
 
@@ -306,10 +306,6 @@ def current_sending() -> Sending | None:
 def _cookies(raw: Any) -> tuple[str, ...]:
     message = getattr(getattr(raw, "_original_response", None), "msg", None)
     return () if message is None else tuple(message.get_all("Set-Cookie", ()))
-
-
-def _surely_unsent(outcome: Outcome) -> bool:
-    return isinstance(outcome, Failed) and outcome.stage in NOTHING_SENT
 
 
 def clipped(timeout: Any, left: float) -> Any:
