@@ -65,10 +65,15 @@ def _pointer(_: Any, attribute: Any, value: Mapping[Any, Any]) -> None:
             raise PolicyError.of(f"Rule.{attribute.name}", pointer, 'a JSON Pointer (RFC 6901): "" or "/name/0"')
 
 
+def _part(rule: Rule, attribute: Any, value: str | None) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise PolicyError.of("Rule.body", value, "None, or a text that is part of the body, and not empty")
+
+
 def _says_something(rule: Rule, attribute: Any, value: Any) -> None:
-    if rule.stage is None and rule.status is None and not rule.header and not rule.json:
-        raise PolicyError.of("Rule", "no condition", "given a stage, status, header or json to match")
-    if rule.stage is not None and (rule.status is not None or rule.header or rule.json):
+    if rule.stage is None and rule.status is None and not rule.looks_inside:
+        raise PolicyError.of("Rule", "no condition", "given a stage, status, header, json or body to match")
+    if rule.stage is not None and (rule.status is not None or rule.looks_inside):
         raise PolicyError.of("Rule.stage", rule.stage, "alone: an attempt that failed has no answer to look at")
     if rule.effect is None and rule.retry is None and rule.pushback is None:
         raise PolicyError.of("Rule", "no verdict", "given an effect, retry or pushback to say")
@@ -83,6 +88,7 @@ class Rule:
         status: a status, a class ("5xx"), or several.
         header: names and values (`"*"`: any value), compared without case.
         json: JSON Pointers (RFC 6901) into the body and values (`"*"`: present; a list: any of these).
+        body: a text that is part of the body, for answers that are not JSON.
         tainted: only when an earlier attempt of the call has an unknown effect (True), or has none (False).
         stage: for an attempt that failed: this stage.
     Verdict:
@@ -98,6 +104,7 @@ class Rule:
     status: frozenset[int | str] | None = field(default=None, converter=_status)
     header: Mapping[str, str] = field(factory=dict, converter=_headers)
     json: Mapping[str, Any] = field(factory=dict, validator=_pointer)
+    body: str | None = field(default=None, validator=_part)
     tainted: bool | None = field(default=None, validator=instance_or_none(bool))
     stage: Stage | None = field(default=None, validator=member(Stage, optional=True))
     effect: Effect | None = field(default=None, validator=member(Effect, optional=True))
@@ -117,6 +124,11 @@ class Rule:
     def __hash__(self) -> int:
         return hash((self.status, self.stage, self.effect, self.retry, tuple(self.header), tuple(self.json)))
 
+    @property
+    def looks_inside(self) -> bool:
+        """Does it look at more of an answer than its status?"""
+        return bool(self.header or self.json or self.body)
+
     def matches(self, outcome: Outcome, tainted: bool, document: _Document) -> bool:
         """Does every condition hold? `document` is the answer's JSON body, parsed at most once."""
         if self.tainted is not None and self.tainted is not tainted:
@@ -134,6 +146,8 @@ class Rule:
             for name, wanted in self.header.items():
                 if name not in seen or (wanted != ANY and seen[name].strip().lower() != wanted.lower()):
                     return False
+        if self.body is not None and self.body.encode("utf-8", "surrogatepass") not in (outcome.body or b""):
+            return False
         return all(_equal(document.at(pointer), wanted) for pointer, wanted in self.json.items())
 
 

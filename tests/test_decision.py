@@ -401,6 +401,22 @@ def test_refusal_statuses_count_beside_rules() -> None:
         assert after(Answered(status=502), policy, method="POST").reason is Reason.UNSAFE
 
 
+def test_a_rule_can_look_for_a_text_in_the_body() -> None:
+    policy = POLICY.with_(rules=[Rule(status=200, body="no such \u20ac", effect=Effect.NOT_APPLIED, retry=False)])
+    for body in ("Sorry, no such \u20ac.", "no such \u20ac"):
+        answer = Answered(status=200, body=body.encode())
+        assert after(answer, policy, method="POST").reason is Reason.NOT_RETRYABLE
+        assert understand(policy, History(method="POST"), answer, NOW).effect is Effect.NOT_APPLIED
+    for other in (
+        b"No such \xe2\x82\xac",
+        b"no such \xe2",
+        b"",
+        None,
+    ):  # case counts; a body that nobody read says nothing
+        assert after(Answered(status=200, body=other), policy, method="POST").reason is Reason.SUCCESS
+    assert after(Answered(status=500, body="no such \u20ac".encode()), policy, method="POST").reason is Reason.UNSAFE
+
+
 def test_hints_of_whether_to_retry_can_be_ignored() -> None:
     no = Answered(status=503, headers={"X-Should-Retry": "false"})
     assert isinstance(after(no, POLICY.with_(pushback="ignore")), Retry)

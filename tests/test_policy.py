@@ -93,6 +93,8 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(field: str, value: ob
         (Rule, "pushback", -1),
         (Rule, "pushback", "reset"),
         (Rule, "stage", "sent"),
+        (Rule, "body", ""),
+        (Rule, "body", b"sent"),
     ],
 )
 def test_bad_parts_are_refused_too(kind: type, field: str, value: object) -> None:
@@ -109,6 +111,9 @@ def test_a_rule_without_condition_or_verdict_is_refused() -> None:
         Rule(status=500)
     with pytest.raises(PolicyError, match="alone"):
         Rule(stage=Stage.SENT, status=500, retry=False)
+    with pytest.raises(PolicyError, match="alone"):
+        Rule(stage=Stage.SENT, body="x", retry=False)
+    assert Rule(body="x", retry=False)
 
 
 def test_positional_values_are_refused_by_name() -> None:

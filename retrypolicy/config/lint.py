@@ -160,7 +160,7 @@ def _never_retried(policy: RetryPolicy, place: _Place) -> Iterator[Found]:
         if rule.retry and rule.status:  # as `from_urllib3` makes of a 202 in the forcelist
             never -= {s for s in never if s in rule.status or f"{s // 100}xx" in rule.status}
     for rule in policy.rules:
-        if rule.retry is False and rule.status and not rule.header and not rule.json and rule.tainted is None:
+        if rule.retry is False and rule.status and not rule.looks_inside and rule.tainted is None:
             ruled = {s for s in policy.status_forcelist if s in rule.status or f"{s // 100}xx" in rule.status}
             never |= ruled
     if never:

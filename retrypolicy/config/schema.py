@@ -50,6 +50,7 @@ _BY_HAND: Mapping[tuple[type, str], Schema] = {
         "anyOf": [_STATUS_OR_CLASS, {"type": "array", "items": _STATUS_OR_CLASS, "minItems": 1}, _EMPTY]
     },
     (Rule, "json"): {"type": "object", "propertyNames": {"pattern": r"^$(?!\n)|^/"}},
+    (Rule, "body"): {"anyOf": [{"type": "string", "minLength": 1}, _EMPTY]},
 }
 
 
@@ -65,12 +66,17 @@ _NO_WINDOW: Schema = {"properties": {"window": _EMPTY}}
 _BESIDES: Mapping[type, Schema] = {
     Rule: {
         "allOf": [
-            {"anyOf": [_given("stage"), _given("status"), _filled("header"), _filled("json")]},
+            {"anyOf": [_given("stage"), _given("status"), _filled("header"), _filled("json"), _given("body")]},
             {"anyOf": [_given("effect"), _given("retry"), _given("pushback")]},
             {
                 "if": _given("stage"),
                 "then": {
-                    "properties": {"status": _EMPTY, "header": {"maxProperties": 0}, "json": {"maxProperties": 0}}
+                    "properties": {
+                        "status": _EMPTY,
+                        "header": {"maxProperties": 0},
+                        "json": {"maxProperties": 0},
+                        "body": _EMPTY,
+                    }
                 },
             },
         ]

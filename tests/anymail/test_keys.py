@@ -428,3 +428,16 @@ def test_what_was_done_and_can_not_be_replayed_says_so() -> None:
             else:
                 send("mailgun", server, message)
         assert server.complete == 1
+
+
+def test_a_200_that_took_no_message_is_not_done(ledger: MemoryLedger) -> None:
+    """What Mailgun answers where no endpoint is (django-anymail 15.1 backends/mailgun.py:60-72): a wrong address in the
+    settings. When that is mended, the message can go under the same key.
+    """
+    with FaultServer([Answer(200, body=b"Mailgun Magnificent API"), ok("mailgun")]) as server:
+        with pytest.raises(AnymailAPIError, match="Invalid Mailgun API endpoint"):
+            send("mailgun", server, mail(idempotency_key="receipt/42"))
+        assert record(ledger, "receipt/42").phase is Phase.FAILED
+        assert send("mailgun", server, mail(idempotency_key="receipt/42")) == 1
+        assert server.complete == 2
+        assert record(ledger, "receipt/42").phase is Phase.DONE

@@ -77,6 +77,7 @@ ANSWERS: list[tuple[str, int, Any, Effect, bool | None]] = [
     ("mailersend", 422, {"message": "The given data was invalid."}, NO, None),
     ("mailersend", 500, {"message": "Server Error"}, MAYBE, None),
     ("mailgun", 200, {"id": "<1>", "message": "Queued. Thank you."}, YES, False),
+    ("mailgun", 200, b"Mailgun Magnificent API", NO, False),
     ("mailgun", 404, b"Domain not found: example.com", NO, None),
     ("mailgun", 429, {"message": "limit exceeded, try again after Tue, 01 Jan 2030 00:00:00 GMT"}, NO, None),
     ("mailgun", 500, {"message": "Internal Server Error"}, MAYBE, None),

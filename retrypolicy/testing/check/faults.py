@@ -176,7 +176,7 @@ def catalogue(policy: RetryPolicy, provider: Provider | None) -> tuple[Fault, ..
 
 
 def _believed(policy: RetryPolicy, provider: Provider | None) -> tuple[Rule, ...]:
-    own = (rule for rule in policy.rules if rule.header or rule.json or rule.stage is Stage.BODY_UNFINISHED)
+    own = (rule for rule in policy.rules if rule.looks_inside or rule.stage is Stage.BODY_UNFINISHED)
     return (*own, *(() if provider is None else provider.rules))
 
 
@@ -219,13 +219,13 @@ def _by_rule(rule: Rule) -> Iterator[Fault]:
     headers = tuple((name, "x" if value == ANY else value) for name, value in rule.header.items())
     for status in sorted(rule.status or {400}, key=str)[:1]:
         number = status if isinstance(status, int) else int(status[0]) * 100
-        text = json.dumps(body)
+        text = json.dumps(body) if rule.json or not rule.body else rule.body
         yield Fault(
             name=f"{number}-{text}",
             status=number,
             headers=headers,
             body=text.encode(),
-            answered=f"{number} {text if rule.json else ''}".strip(),
+            answered=f"{number} {text if rule.json or rule.body else ''}".strip(),
         )
 
 

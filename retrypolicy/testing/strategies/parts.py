@@ -149,6 +149,7 @@ _CONDITIONS: dict[str, SearchStrategy[Any]] = {
     "status": sets(statuses | st.sampled_from(["4xx", "5xx", "1xx", "2xx", "3xx"]), 3, least=1),
     "header": _pair(_header_names, st.just("*") | st.text("abc 01", max_size=6)),
     "json": _pair(_pointers, _scalars | st.lists(_scalars, max_size=3)),
+    "body": st.text(min_size=1, max_size=8),
 }
 _VERDICTS: dict[str, SearchStrategy[Any]] = {
     "effect": st.sampled_from(Effect),
