@@ -227,7 +227,9 @@ WEB = RetryPolicy(
 
 WORKER = RetryPolicy(
     name="worker",
-    max_attempts=12,
+    # On average these waits outlive an outage of eleven hours. At most they take a little less than a day, and less than
+    # the 24 hours for which a provider such as Resend honours a key.
+    max_attempts=35,
     max_wait=60.0,
     total_timeout=300.0,
     attempt_timeout=60.0,

@@ -106,3 +106,10 @@ def test_findings_are_values() -> None:
 def test_an_unknown_provider_is_said() -> None:
     with pytest.raises(ConfigurationError, match="nobody"):
         lint(RetryPolicy(backoff=Exponential()), "nobody")
+
+
+def test_a_worker_outlives_hours_and_no_key_of_a_day() -> None:
+    """On average eleven hours of outage; at most what a provider that keeps keys for 24 hours honours."""
+    waits = [WORKER.backoff.delay(retry, None, 0.5) for retry in range(1, WORKER.max_attempts)]
+    assert sum(waits) > 11 * 3600
+    assert lint(WORKER, "resend") == lint(WORKER) == []
