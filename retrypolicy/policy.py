@@ -227,8 +227,8 @@ WEB = RetryPolicy(
 
 WORKER = RetryPolicy(
     name="worker",
-    # On average these waits outlive an outage of eleven hours. At most they take a little less than a day, and less than
-    # the 24 hours for which a provider such as Resend honours a key.
+    # On average these waits outlive an outage of eleven hours. At most they take a little less than a day, and less
+    # than the 24 hours for which a provider such as Resend honours a key.
     max_attempts=35,
     max_wait=60.0,
     total_timeout=300.0,

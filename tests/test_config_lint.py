@@ -65,7 +65,7 @@ WELL = [
     (WEB, {}),
     (WORKER, {}),
     (WORKER, {"provider": "resend", "around": 5}),
-    (WORKER, {"provider": load("idempotency-key")}),
+    (WORKER.with_(lifetime=3300), {"provider": load("idempotency-key")}),
     (RetryPolicy(max_attempts=1), {"provider": "resend", "around": 5}),
     (RetryPolicy(guard=Guard(on_ledger_down="open")), {"provider": "resend"}),
     (RetryPolicy(guard=Guard(lease=31), attempt_timeout=30), {}),
