@@ -31,7 +31,7 @@ from retrypolicy.outcome import (
 from retrypolicy.policy import Limits, RetryPolicy
 from retrypolicy.rules import Meaning, meaning, standard
 
-__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "call_effect", "decide", "judge", "raises", "understand"]
+__all__ = ["Decision", "Defer", "History", "Retry", "Stop", "decide", "judge", "raises", "understand"]
 
 
 @frozen(kw_only=True)
@@ -114,24 +114,28 @@ def decide(
 
     `now` is wall-clock time; `random` is one number from [0, 1); `permit` says whether the budget allows a retry.
     """
-    said = understand(policy, history, outcome, now)
-    effect = call_effect(said.effect, history.tainted, said.sure)
+    said, effect = understand(policy, history, outcome, now)
     return judge(policy, history, outcome, said, effect, now, random, permit)
 
 
-def understand(policy: RetryPolicy, history: Known, outcome: Outcome, now: float) -> Meaning:
-    """What an outcome means under a policy: what `judge` goes by."""
-    unsafe = history.method not in ("GET", "HEAD")
-    if not policy.rules:
-        return standard(outcome, policy.refusal_statuses, unsafe, now)
-    return meaning(
-        outcome,
-        rules=policy.rules,
-        refusal_statuses=policy.refusal_statuses,
-        unsafe=unsafe,
-        tainted=history.tainted,
-        now=now,
-    )
+def understand(policy: RetryPolicy, history: Known, outcome: Outcome, now: float) -> tuple[Meaning, Effect]:
+    """What an outcome means under a policy, and which effect the call has by now: what `judge` goes by."""
+    unsafe = history.method not in {"GET", "HEAD"}
+    if policy.rules:
+        said = meaning(
+            outcome,
+            rules=policy.rules,
+            refusal_statuses=policy.refusal_statuses,
+            unsafe=unsafe,
+            tainted=history.tainted,
+            now=now,
+        )
+    else:
+        said = standard(outcome, policy.refusal_statuses, unsafe, now)
+    # A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure).
+    if said.effect is _NOT_APPLIED and history.tainted and not said.sure:
+        return said, _UNKNOWN
+    return said, said.effect
 
 
 def judge(
@@ -144,15 +148,16 @@ def judge(
     random: float,
     permit: bool = True,
 ) -> Decision:
-    """`decide()` for a caller who already knows what the outcome means, and the `call_effect` that it has."""
-    body_lost = isinstance(outcome, Answered) and outcome.body_error is not None
+    """`decide()` for a caller who already knows what the outcome means, and the effect that the call has."""
+    answer = None if isinstance(outcome, Failed) else outcome
+    body_lost = answer is not None and answer.body_error is not None
     applied = said.effect is _APPLIED and not body_lost
     if applied and said.retry is not True:
         return _SUCCESS
-    if isinstance(outcome, Answered):
-        no = _no_answer_to_retry(policy, outcome, said, body_lost)
-    else:
+    if isinstance(outcome, Failed):
         no = _no_failure_to_retry(policy, history, outcome, said)
+    else:
+        no = _no_answer_to_retry(policy, outcome, said, body_lost)
     if no is not None:
         return Stop(reason=no)
     safe, why = _safety(policy, history, outcome, effect, now)
@@ -165,7 +170,7 @@ def judge(
     if policy.limits is not None and _over_limit(policy.limits, history.spent, outcome):
         return Stop(reason=Reason.LIMIT_EXHAUSTED)
     delay = policy.backoff.delay(history.attempts, history.previous, random)
-    hint = _hint(policy, outcome, said, now) if isinstance(outcome, Answered) else said.pushback
+    hint = said.pushback if answer is None else _hint(policy, answer, said, now)
     if hint is not None and policy.pushback != "ignore":
         if hint > policy.max_wait:
             if policy.pushback == "stop":
@@ -198,13 +203,6 @@ def raises(policy: RetryPolicy, outcome: Outcome, decision: Decision) -> bool:
         return decision.reason in (Reason.ATTEMPTS_EXHAUSTED, Reason.LIMIT_EXHAUSTED)
     stopped = decision.reason in (Reason.ATTEMPTS_EXHAUSTED, Reason.UNSAFE)
     return stopped and outcome.status in policy.status_forcelist
-
-
-def call_effect(effect: Effect, tainted: bool, sure: bool = False) -> Effect:
-    """A call's effect is that of its worst attempt: after an unknown one, a refusal proves nothing (unless sure)."""
-    if effect is _NOT_APPLIED and tainted and not sure:
-        return _UNKNOWN
-    return effect
 
 
 def _no_failure_to_retry(policy: RetryPolicy, history: Known, outcome: Failed, said: Meaning) -> Reason | None:

@@ -129,7 +129,6 @@ class Engine(Driver):
         self,
         method: str,
         url: str,
-        *,
         own_key: Callable[[Provider | None], str | None] | None = None,
         content: Callable[[Provider | None], bytes] = lambda provider: b"",
         hooked: bool = False,

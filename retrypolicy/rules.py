@@ -65,7 +65,7 @@ def _pointer(_: Any, attribute: Any, value: Mapping[Any, Any]) -> None:
             raise PolicyError.of(f"Rule.{attribute.name}", pointer, 'a JSON Pointer (RFC 6901): "" or "/name/0"')
 
 
-def _part(rule: Rule, attribute: Any, value: str | None) -> None:
+def _part(rule: Rule, attribute: Any, value: Any) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         raise PolicyError.of("Rule.body", value, "None, or a text that is part of the body, and not empty")
 

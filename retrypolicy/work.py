@@ -39,7 +39,7 @@ class Work:
     ) -> None:
         self.fn, self.args, self.kwargs, self.on = fn, args, kwargs, on
         self.classify: Classify | None = None if classify is None else _classifier(classify)
-        self.call = engine.begin("PUT" if idempotent else "CALL", "", content=self._content)
+        self.call = engine.begin("PUT" if idempotent else "CALL", "", None, self._content)
         self.result: Any = None
         self.error: BaseException | None = None
 

@@ -39,7 +39,32 @@ _OVERHEAD = 30.0
 class Guarded(State):
     """A call under the guard's protocol (design section 6). None of this runs for a call without a ledger and a key."""
 
-    __slots__ = ()
+    __slots__ = (
+        "_armed",
+        "_ask_again",
+        "_asked",
+        "_checked",
+        "_claimed",
+        "_counted",
+        "_fence",
+        "_in_the_way",
+        "_joining",
+        "_owner",
+        "_pending",
+    )
+
+    def _begin_guard(self) -> None:
+        self._owner = os.urandom(16)
+        self._fence = 0
+        self._armed = False
+        self._claimed = False
+        self._checked = False
+        self._counted = 0  # how many of `attempts` the ledger's record counts
+        self._pending: Perform | None = None
+        self._in_the_way: tuple[Record, float] | None = None  # a record that lets no attempt through, and when
+        self._asked = False
+        self._ask_again: float | None = None
+        self._joining: float | None = None
 
     def arm(self) -> Generator[Command, Any, None]:
         """Put the key under this attempt, durably, before its first byte. Raises the guard's refusals."""
@@ -61,9 +86,9 @@ class Guarded(State):
             raise
         _owners.add(self._owner)
         self._armed = True
-        self._unrecorded = 0
         self._fence = answer.fence
-        self.attempts = max(self.attempts, answer.attempts)  # less: another caller ended the call, and a new one began
+        # Less than ours: another caller ended the call, and a new one began.
+        self._counted = self.attempts = max(self.attempts, answer.attempts)
         self._first_armed = answer.first_armed
         self.first_seen = answer.first_seen
         self.tainted = self.tainted or answer.tainted
@@ -98,7 +123,7 @@ class Guarded(State):
             fingerprint=self.fingerprint,
             lease=self._lease(),
             generation=self.generation,
-            attempts=self._unrecorded,
+            attempts=self.attempts - self._counted,
             window=self._window(),
             label=self.key.label if self.key is not None else "",
             provider=self._provider_name(),
@@ -295,12 +320,12 @@ class Guarded(State):
             fingerprint=self.fingerprint,
             lease=-1.0,  # nobody's: whoever comes when it is due may have it
             generation=self.generation,
-            attempts=self._unrecorded,
+            attempts=self.attempts - self._counted,
             not_before=until,
             label=self.key.label if self.key is not None else "",
             provider=self._provider_name(),
         )
-        self._unrecorded, self._claimed = 0, False
+        self._counted, self._claimed = self.attempts, False
         self.recorded = yield from self._write("claim", (take,))
         return decision
 
@@ -312,7 +337,7 @@ class Guarded(State):
             self.recorded = False
             return
         if isinstance(answer, Taken):
-            self._unrecorded = 0
+            self._counted = self.attempts
             self.recorded = yield from self._write("park", (self.digest, self._owner, answer.fence), not_before=until)
 
     def _look(self, outcome: Outcome) -> Generator[Command, Any, None]:
@@ -337,7 +362,8 @@ class Guarded(State):
             return
         elif record.fingerprint == self.fingerprint:
             # Without these, runs that never get as far as an arm would put the call off for ever.
-            self.attempts = record.attempts + self._unrecorded
+            self.attempts += record.attempts - self._counted
+            self._counted = record.attempts
             self.first_seen, self._first_armed = record.first_seen, record.first_armed
             self.tainted = self.tainted or record.taint
 
@@ -374,6 +400,8 @@ class Guarded(State):
 
     def abandon(self) -> Perform | None:
         """For a driver that is torn out of the loop: what is left to do, if anything."""
+        if not self.digest:
+            return None
         self._leave()
         if self.guarded and self._claimed:
             self._claimed = False

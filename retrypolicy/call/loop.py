@@ -6,14 +6,16 @@ final decision. There is no other retry loop in this library.
 
 from __future__ import annotations
 
+from typing import Any
+
 from retrypolicy.call import spending
 from retrypolicy.call.commands import ATTEMPT, Steps, Wait
 from retrypolicy.call.guarded import Guarded
-from retrypolicy.decision import Decision, Defer, Retry, Stop, call_effect, judge, kind_of, understand
+from retrypolicy.call.state import attempt_report
+from retrypolicy.decision import Decision, Defer, Retry, Stop, judge, kind_of, understand
 from retrypolicy.errors import CallRefused, CircuitOpen, DeadlineExceeded, SendHeld
 from retrypolicy.events import AttemptEnded, AttemptStarted, CallStarted, Decided, Deferred, Observed, Waiting, heard
-from retrypolicy.outcome import Answered, Effect, Failed, Outcome, Reason
-from retrypolicy.rules import Meaning
+from retrypolicy.outcome import Effect, Failed, Outcome, Reason
 
 # On Python 3.11 the members of an enumeration are properties, and slow.
 _NOT_APPLIED, _, _APPLIED = Effect
@@ -45,7 +47,6 @@ class Call(Guarded):
             spending.opened(self)
         while True:
             self.attempts += 1
-            self._unrecorded += 1
             if gated:
                 stop = self._before()
                 if stop is not None:
@@ -63,12 +64,45 @@ class Call(Guarded):
             if self.guarded and not (self._armed or self._checked or self._claimed):
                 yield from self._look(outcome)
                 self.elapsed = monotonic() - self._started  # the ledger took its time
-            said, effect, decision = self._decide(outcome)
+
+            now = engine.clock.now()
+            said, effect = understand(policy, self, outcome, now)
+            if self.first_seen is None:
+                self.first_seen = now - self.elapsed
+            decision = judge(policy, self, outcome, said, effect, now, engine.random())
+            self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
+            if policy.budget is not None or policy.breaker is not None:
+                decision = spending.account(self, outcome, decision)
+            if type(decision) is not Stop:
+                if self.observed:
+                    self.tell(Observed, action=_action(decision), reason=decision.reason)
+                    decision = Stop(reason=Reason.OBSERVED)
+                elif type(decision) is Defer and not self.defers:
+                    decision = Stop(reason=decision.reason)
             if self.guarded:
                 decision = yield from self._settle(outcome, said, effect, decision)
-            self._note(outcome, said.effect, effect, decision, ended - began)
+
+            status = error = stage = None
+            if isinstance(outcome, Failed):
+                error, stage = type(outcome.error), outcome.stage
+            else:
+                status = outcome.status
+                if outcome.body_error is not None:
+                    error = type(outcome.body_error)
+            record = (self.attempts, status, error, stage, outcome.reused, said.effect, decision, ended - began)
+            self._records.append(record)
+            if self._effect is not _APPLIED:  # applied stays applied, whatever a repeat for the lost body met
+                self._effect = effect
+            self.tainted = effect is not _NOT_APPLIED
+            if listened:
+                self._tell_of(record, decision)
             if type(decision) is not Retry:
                 return self._ended(decision)
+
+            self.previous = decision.delay
+            if policy.limits is not None:
+                kind = kind_of(outcome)
+                self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
             if self.let_go is not None:
                 self.let_go()
             if waits_are_heard:
@@ -76,7 +110,8 @@ class Call(Guarded):
             if decision.delay > 0 or engine.stopping:
                 woken = yield Wait(decision.delay)
                 if woken:
-                    yield from self._give_up()
+                    if self.digest:
+                        yield from self._give_up()
                     return self._ended(Stop(reason=Reason.STOPPED))
 
     def _before(self) -> Stop | None:
@@ -98,7 +133,6 @@ class Call(Guarded):
         if refusal is None:
             return None
         self.attempts -= 1
-        self._unrecorded -= 1
         if self._records:
             return Stop(reason=reason)
         self._reason = reason
@@ -111,52 +145,23 @@ class Call(Guarded):
             return end
         return now + limit if end is None else min(now + limit, end)
 
-    def _decide(self, outcome: Outcome) -> tuple[Meaning, Effect, Decision]:
-        """What the outcome means, what the call's effect is by now, and what follows."""
-        policy, engine = self.policy, self.engine
-        now = engine.clock.now()
-        said = understand(policy, self, outcome, now)
-        if self.first_seen is None:
-            self.first_seen = now - self.elapsed
-        effect = call_effect(said.effect, self.tainted, said.sure)
-        decision = judge(policy, self, outcome, said, effect, now, engine.random())
-        self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
-        if policy.budget is not None or policy.breaker is not None:
-            decision = spending.account(self, outcome, decision)
-        if type(decision) is not Stop:
-            if self.observed:
-                self.tell(Observed, action=_action(decision), reason=decision.reason)
-                decision = Stop(reason=Reason.OBSERVED)
-            elif type(decision) is Defer and not self.defers:
-                decision = Stop(reason=decision.reason)
-        return said, effect, decision
-
-    def _note(self, outcome: Outcome, own: Effect, effect: Effect, decision: Decision, elapsed: float) -> None:
-        """Remember an attempt: its own effect, and the call's."""
-        status = error = stage = None
-        if isinstance(outcome, Answered):
-            status = outcome.status
-            if outcome.body_error is not None:
-                error = type(outcome.body_error)
-        else:
-            error, stage = type(outcome.error), outcome.stage
-        self._records.append((self.attempts, status, error, stage, outcome.reused, own, decision, elapsed))
-        if self._effect is not _APPLIED:  # applied stays applied, whatever a repeat for the lost body met
-            self._effect = effect
-        self.tainted = effect is not _NOT_APPLIED
-        if type(decision) is Retry:
-            self.previous = decision.delay
-            if self.policy.limits is not None:
-                kind = kind_of(outcome)
-                self.spent = {**self.spent, kind: self.spent.get(kind, 0) + 1}
-        if self.engine.listeners:
-            name = None if error is None else error.__name__
-            facts = {"elapsed": elapsed, "effect": own, "status": status, "error": name, "stage": stage}
-            self.tell(AttemptEnded, number=self.attempts, **facts)
-            self.tell(Decided, number=self.attempts, action=_action(decision), reason=decision.reason)
+    def _tell_of(self, record: tuple[Any, ...], decision: Decision) -> None:
+        """Tell the listeners of an attempt, and what follows."""
+        ended = attempt_report(*record)
+        self.tell(
+            AttemptEnded,
+            number=ended.number,
+            elapsed=ended.elapsed,
+            effect=ended.effect,
+            status=ended.status,
+            error=ended.error,
+            stage=ended.stage,
+        )
+        self.tell(Decided, number=ended.number, action=_action(decision), reason=decision.reason)
 
     def _ended(self, decision: Decision) -> Decision:
-        self._leave()
+        if self.digest:
+            self._leave()
         self._reason = decision.reason
         if isinstance(decision, Defer):
             self.retry_at = decision.until

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from retrypolicy.call.commands import Perform
 from retrypolicy.decision import Decision, Retry
 from retrypolicy.errors import AlreadyDone, CallRefused
 from retrypolicy.events import Done, Event, publish
@@ -22,33 +20,25 @@ if TYPE_CHECKING:
     from retrypolicy.providers import Provider
 
 
+# On Python 3.11 the members of an enumeration are properties, and slow.
+_SUCCESS, _NOT_APPLIED = Reason.SUCCESS, Effect.NOT_APPLIED
+
+
 class State:
     """The state of one run of a call. `judge` asks it as it would a `History`, which costs more to make."""
 
     __slots__ = (
-        "_armed",
-        "_ask_again",
-        "_asked",
-        "_checked",
-        "_claimed",
         "_earlier",
         "_effect",
         "_end",
-        "_fence",
         "_first_armed",
         "_hops",
-        "_in_the_way",
-        "_joining",
         "_over",
-        "_owner",
-        "_pending",
         "_reason",
         "_records",
         "_started",
-        "_unrecorded",
         "attempts",
         "began",
-        "cares",
         "deadline",
         "defers",
         "digest",
@@ -62,7 +52,6 @@ class State:
         "honoured",
         "hooked",
         "host",
-        "idempotent",
         "key",
         "last_kind",
         "let_go",
@@ -112,8 +101,6 @@ class State:
         self.not_after = not_after
         self.guarded = key is not None and engine.ledger is not None
         self.observed = observed  # nothing is done, it is only said
-        self.idempotent = method in policy.idempotent_methods
-        self.cares = self.guarded or provider is not None or bool(policy.rules)  # for more than an answer's status
         self.generation = 1  # which outgoing key
         self.attempts = 0  # over the whole call, as far as known
         self.defers = True  # somebody comes back later: what waits too long for this run is not over
@@ -131,34 +118,35 @@ class State:
         self.let_go: Callable[[], None] | None = None  # called before a wait: the transport lets go of what it holds
         self.last_kind: Any = None  # of the last retry that the budget permitted
         self._over = False  # the listeners were told of its end
-        self._reason = Reason.SUCCESS
-        self._effect = Effect.NOT_APPLIED
+        self._reason = _SUCCESS
+        self._effect = _NOT_APPLIED
         self._end: float | None = None
         self.first_seen: float | None = None
         self._first_armed: float | None = None
         self.previous: float | None = None
         self.streak = 0
         self.spent: Mapping[str, int] = MappingProxyType({})  # retries so far by kind of failure
-        self._owner = b""
-        self._fence = 0
-        self._armed = False
-        self._claimed = False
-        self._checked = False
-        self._in_the_way: tuple[Record, float] | None = (
-            None  # a record that lets no attempt through, and when that was so
-        )
-        self._unrecorded = 0
-        self._pending: Perform | None = None
-        self._asked = False
-        self._ask_again: float | None = None
-        self._joining: float | None = None
         self._started = 0.0
-        # What `_attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
+        # What `attempt_report` takes. Not the outcomes: a call that holds an error and its traceback holds itself.
         self._records: list[tuple[Any, ...]] = []
         self._hops: tuple[tuple[Any, ...], ...] = ()  # the same of the call's earlier hops
         self._earlier = 0  # how many attempts they made that `attempts` does not count
         if self.guarded:
-            self._owner = os.urandom(16)
+            self._begin_guard()
+
+    def _begin_guard(self) -> None:
+        """Make what only a call under the guard has."""
+        raise NotImplementedError
+
+    @property
+    def idempotent(self) -> bool:
+        """Does the policy allow to repeat this method?"""
+        return self.method in self.policy.idempotent_methods
+
+    @property
+    def cares(self) -> bool:
+        """Does more of an answer count than its status?"""
+        return self.guarded or self.provider is not None or bool(self.policy.rules)
 
     @property
     def accepts_duplicates(self) -> bool:
@@ -217,7 +205,7 @@ class State:
     def report(self) -> Report:
         """What became of the call so far."""
         return Report(
-            attempts=tuple(_attempt_report(*record) for record in (*self._hops, *self._numbered())),
+            attempts=tuple(attempt_report(*record) for record in (*self._hops, *self._numbered())),
             total_attempts=self._earlier + self.attempts,
             effect=self._effect,
             reason=self._reason,
@@ -257,7 +245,7 @@ class State:
         return self.provider.name if self.provider is not None else ""
 
 
-def _attempt_report(
+def attempt_report(
     number: int,
     status: int | None,
     error: type[BaseException] | None,
@@ -267,6 +255,7 @@ def _attempt_report(
     decision: Decision,
     elapsed: float,
 ) -> AttemptReport:
+    """One of the records that a call keeps of its attempts, as it is reported."""
     return AttemptReport(
         number=number,
         status=status,

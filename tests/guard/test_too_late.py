@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import requests
 
-from retrypolicy import Constant, Engine, Guard, RetryPolicy, operation
+from retrypolicy import Answered, Constant, Engine, Failed, Guard, RetryPolicy, Stage, operation
+from retrypolicy.call import Call, guarded
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import LedgerUnavailable, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
@@ -115,3 +116,35 @@ def test_not_found_counts_only_if_it_was_asked_for_after_the_quiet_time() -> Non
     assert phase(ledger) is Phase.HELD
     assert run(engine, job) == "sent"  # asked again, now late enough
     assert phase(ledger) is Phase.DONE
+
+
+class FlakyLedger(MemoryLedger):
+    """Takes no arms while it is away."""
+
+    away = False
+
+    def arm(self, take: Take) -> Taken | Refused:
+        if self.away:
+            raise LedgerUnavailable("away")
+        return super().arm(take)
+
+
+def test_who_goes_on_without_the_ledger_leaves_nothing_behind() -> None:
+    """Armed once, then the ledger went away, and the provider's own key sufficed."""
+    clock = VirtualClock()
+    ledger = FlakyLedger(clock=clock)
+    provider = Provider(name="made-up", hosts=("api.example.com",), key=KeyPlacement(header="X-Key", window=600.0))
+    policy = RetryPolicy(backoff=Constant(seconds=1), guard=Guard(on_ledger_down="open"))
+    engine = Engine(policy, ledger=ledger, provider=provider, clock=clock, secret="s")
+    outcomes: list[Answered | Failed] = [Failed(error=OSError(), stage=Stage.SENT), Answered(status=200)]
+    under_way = set(guarded._owners)
+
+    def attempt(call: Call) -> Answered | Failed:
+        ledger.away = True
+        return outcomes.pop(0)
+
+    with operation(key="k"):
+        call = engine.begin("POST", "https://api.example.com/", content=lambda provider: b"x")
+    engine.drive(call, attempt)
+    assert (outcomes, call.guarded) == ([], False)
+    assert guarded._owners == under_way

@@ -44,8 +44,13 @@ def unknown_is_retried(patch: pytest.MonkeyPatch) -> None:
 
 
 def taint_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    for place in (decision, loop):
-        patch.setattr(place, "call_effect", lambda effect, *_, **__: effect)
+    understand = loop.understand
+
+    def wrong(*given: Any) -> Any:
+        said, _ = understand(*given)
+        return said, said.effect
+
+    patch.setattr(loop, "understand", wrong)
     patch.setattr(transitions, "_held", lambda record, fence=None: evolve(record, phase=Phase.FAILED))
 
 
@@ -62,9 +67,9 @@ def every_500_is_a_refusal(patch: pytest.MonkeyPatch) -> None:
     understand = loop.understand
 
     def wrong(policy: Any, known: Any, outcome: Any, *more: Any) -> Any:
-        said = understand(policy, known, outcome, *more)
+        said, effect = understand(policy, known, outcome, *more)
         wrongly = isinstance(outcome, Answered) and outcome.status == 500
-        return evolve(said, effect=Effect.NOT_APPLIED) if wrongly else said
+        return (evolve(said, effect=Effect.NOT_APPLIED), Effect.NOT_APPLIED) if wrongly else (said, effect)
 
     patch.setattr(loop, "understand", wrong)
 

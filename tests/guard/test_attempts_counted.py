@@ -1,0 +1,44 @@
+"""How many attempts a call had: counted over runs, whatever the ledger was told of them and when."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrypolicy import Answered, Constant, Engine, Failed, RetryPolicy, Stage, operation
+from retrypolicy.call import Call
+from retrypolicy.clock import VirtualClock
+from retrypolicy.guard import MemoryLedger
+
+RUNS = st.lists(st.lists(st.sampled_from([Stage.NOT_CONNECTED, Stage.NOT_SENT, Stage.SENT]), max_size=4), max_size=3)
+
+
+@given(RUNS)
+def test_a_call_has_as_many_attempts_as_were_made(runs: list[list[Stage]]) -> None:
+    """Some end before the key is armed, some after; a run ends when it has to wait, and another one goes on."""
+    clock = VirtualClock()
+    ledger = MemoryLedger(clock=clock)
+    engine = Engine(
+        RetryPolicy(max_attempts=99, max_wait=5, backoff=Constant(seconds=1)), ledger=ledger, clock=clock, secret="s"
+    )
+    script: list[Answered | Failed] = []
+
+    def attempt(call: Call) -> Answered | Failed:
+        outcome = script.pop(0)
+        if not isinstance(outcome, Failed) or outcome.stage is not Stage.NOT_CONNECTED:
+            engine.arm(call)
+        return outcome
+
+    made = 0
+    for number, stages in enumerate([*runs, []]):
+        last = number == len(runs)
+        script += [Failed(error=OSError(), stage=stage) for stage in stages]
+        script.append(Answered(status=200) if last else Answered(status=429, headers={"Retry-After": "60"}))
+        made += len(script)
+        with operation(key="k"):
+            call = engine.begin("PUT", "https://api.example.com/", content=lambda provider: b"x", hooked=True)
+        engine.drive(call, attempt)
+        assert call.report().total_attempts == made
+        (record,) = ledger.records()
+        assert record.attempts == made
+        clock.advance(60)
