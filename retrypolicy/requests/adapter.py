@@ -197,7 +197,7 @@ class RetryAdapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         try:
             super().cert_verify(conn, url, verify, cert)
-        except OSError:  # no such file
+        except (OSError, ValueError, TypeError, LookupError):  # no such file, or nothing that names one
             run = current_sending()
             if run is not None:
                 run.off_pool()

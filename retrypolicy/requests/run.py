@@ -166,8 +166,8 @@ class Run(Sending):
         self.request = placed
 
     def before_any_pool(self, error: BaseException) -> bool:
-        # A URL or a certificate path that can't be used.
-        return isinstance(error, (InvalidURL, ValueError)) or type(error) is OSError
+        # A URL or a certificate path that can't be used, or something that is neither.
+        return isinstance(error, (InvalidURL, ValueError, TypeError, LookupError)) or type(error) is OSError
 
 
 _FOLLOWED = frozenset({301, 302, 303, 307, 308, 401, 407})

@@ -47,13 +47,23 @@ def test_an_error_that_looks_like_bad_input_is_unknown_once_a_transport_has_the_
 
 
 @pytest.mark.parametrize(
-    "options", [{"verify": "/no/such/file"}, {"cert": "/no/such/file"}, {"timeout": (1, 2, 3)}], ids=str
+    "options",
+    [
+        {"verify": "/no/such/file"},
+        {"verify": "a\0b"},
+        {"cert": "/no/such/file"},
+        {"cert": 3},
+        {"cert": ("a",)},
+        {"timeout": (1, 2, 3)},
+    ],
+    ids=str,
 )
-def test_bad_input_leaves_no_key_behind(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("transport", [None, HTTPAdapter])
+def test_bad_input_leaves_no_key_behind(transport: type[HTTPAdapter] | None, options: dict[str, Any]) -> None:
     ledger = MemoryLedger()
     with FaultServer([Answer(200)], tls=True) as server, requests.Session() as session:
-        mount(session, AT_ONCE, transport=HTTPAdapter(), ledger=ledger)
-        with pytest.raises((OSError, ValueError)) as caught, operation(key="k"):
+        mount(session, AT_ONCE, transport=None if transport is None else transport(), ledger=ledger)
+        with pytest.raises((OSError, ValueError, TypeError, LookupError)) as caught, operation(key="k"):
             session.post(server.url(), data=b"x", **options)
         found = report(caught.value)
         assert found is None or found.total_attempts == 1  # None: it did not even come to an attempt
