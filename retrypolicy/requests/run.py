@@ -61,6 +61,8 @@ class Run(Sending):
                 self.method, self.url, own_key=self._own_key, content=self._contents, hooked=hooked
             )
         same = hop.same_origin(self.url)
+        if same:
+            self.engine = hop.call.engine  # the path may be another adapter's: the call stays with its own ledger
         if not same or self.method != hop.call.method:
             drop_key(request.headers, hop.call.provider)
         return self.engine.follow(hop.call, self.method, self.url, same_origin=same, hooked=hooked)

@@ -192,3 +192,20 @@ def test_an_adapter_of_an_error_tells_of_all_hops() -> None:
         with pytest.raises(requests.ConnectionError) as caught:
             session.post(server.url(), data=b"pay", auth=HTTPDigestAuth("u", "p"))
     assert [a.status for a in told(caught.value).attempts] == [401, None]
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_hop_to_a_path_of_another_adapter_stays_with_the_ledger_of_its_call(ours: bool, theirs: bool) -> None:
+    """The other adapter, with a ledger or without one, never saw the call begin."""
+    ledgers = [MemoryLedger() if has else None for has in (ours, theirs)]
+    for number, key in enumerate(("a", "b"), start=1):
+        with FaultServer([moved(307), Answer(200, b"sent")]) as server, requests.Session() as session:
+            for path, ledger in zip(("/", "/elsewhere"), ledgers, strict=True):
+                session.mount(server.url(path), RetryAdapter(AT_ONCE, ledger=ledger, provider=honouring()))
+            with operation(key=key):
+                response = session.post(server.url(), data=b"pay")
+            assert (response.content, server.complete) == (b"sent", 2)
+        assert told(response).recorded is (True if ours else None)
+        kept = [[] if ledger is None else [record.phase for record in ledger.records()] for ledger in ledgers]
+        assert kept == [[Phase.DONE] * number if ours else [], []]
