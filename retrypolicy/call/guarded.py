@@ -362,8 +362,9 @@ class Guarded(State):
             return
         elif record.fingerprint == self.fingerprint:
             # Without these, runs that never get as far as an arm would put the call off for ever.
-            self.attempts += record.attempts - self._counted
-            self._counted = record.attempts
+            more = max(0, record.attempts - self._counted)  # not less: as for an arm
+            self.attempts += more
+            self._counted += more
             self.first_seen, self._first_armed = record.first_seen, record.first_armed
             self.tainted = self.tainted or record.taint
 

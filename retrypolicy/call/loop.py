@@ -110,7 +110,7 @@ class Call(Guarded):
             if decision.delay > 0 or engine.stopping:
                 woken = yield Wait(decision.delay)
                 if woken:
-                    if self.digest:
+                    if self.guarded:
                         yield from self._give_up()
                     return self._ended(Stop(reason=Reason.STOPPED))
 

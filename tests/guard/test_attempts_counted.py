@@ -42,3 +42,30 @@ def test_a_call_has_as_many_attempts_as_were_made(runs: list[list[Stage]]) -> No
         (record,) = ledger.records()
         assert record.attempts == made
         clock.advance(60)
+
+
+def test_none_is_forgotten_where_the_ledger_began_to_count_anew() -> None:
+    """The call was found not applied meanwhile: to the ledger a new one begins, to this run it is the same."""
+    clock = VirtualClock()
+    ledger = MemoryLedger(clock=clock)
+    engine = Engine(RetryPolicy(backoff=Constant(seconds=1), max_attempts=6), ledger=ledger, clock=clock, secret="s")
+    sent, unsent = Stage.SENT, Stage.NOT_CONNECTED
+    stages = [sent, sent, sent, unsent, unsent]
+
+    def attempt(call: Call) -> Answered | Failed:
+        if call.attempts == 3:
+            (record,) = ledger.records()
+            assert ledger.resolve(record.key, record.fence, "not_applied")
+        stage = stages.pop(0) if stages else None
+        if stage is not unsent:
+            engine.arm(call)
+        return Answered(status=200) if stage is None else Failed(error=OSError(), stage=stage)
+
+    with operation(key="k"):
+        call = engine.begin("PUT", "https://api.example.com/", content=lambda provider: b"x", hooked=True)
+    engine.drive(call, attempt)
+    told = call.report()
+    assert [each.number for each in told.attempts] == [1, 2, 3, 4, 5, 6]
+    assert told.total_attempts == 6
+    (record,) = ledger.records()
+    assert record.attempts == 4  # the two that were before are of the call that was ended

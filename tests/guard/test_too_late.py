@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from retrypolicy import Answered, Constant, Engine, Failed, Guard, RetryPolicy, Stage, operation
+from retrypolicy import Answered, Constant, Effect, Engine, Failed, Guard, Reason, RetryPolicy, Stage, operation
 from retrypolicy.call import Call, guarded
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import LedgerUnavailable, SendHeld
@@ -148,3 +148,24 @@ def test_who_goes_on_without_the_ledger_leaves_nothing_behind() -> None:
     engine.drive(call, attempt)
     assert (outcomes, call.guarded) == ([], False)
     assert guarded._owners == under_way
+
+
+def test_who_goes_on_without_the_ledger_and_is_stopped_tells_it_nothing() -> None:
+    """It has a claim of the key from its first attempt, and nobody knows what became of the second one."""
+    clock = VirtualClock()
+    ledger = FlakyLedger(clock=clock)
+    provider = Provider(name="made-up", hosts=("api.example.com",), key=KeyPlacement(header="X-Key", window=600.0))
+    policy = RetryPolicy(backoff=Constant(seconds=1), guard=Guard(on_ledger_down="open"))
+    engine = Engine(policy, ledger=ledger, provider=provider, clock=clock, secret="s")
+    outcomes: list[Answered | Failed] = [Answered(status=429), Failed(error=OSError(), stage=Stage.SENT)]
+
+    def attempt(call: Call) -> Answered | Failed:
+        ledger.away = True
+        if len(outcomes) == 1:
+            engine.stop()
+        return outcomes.pop(0)
+
+    with operation(key="k"):
+        call = engine.begin("POST", "https://api.example.com/", content=lambda provider: b"x")
+    assert engine.drive(call, attempt).reason is Reason.STOPPED
+    assert (call.effect, call.recorded, phase(ledger)) == (Effect.UNKNOWN, False, Phase.CLAIMED)
