@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
 from urllib3 import exceptions
+from urllib3.connection import HTTPConnection
 
-from retrypolicy import Effect, Reason, Stage, operation, report
+from retrypolicy import Effect, Reason, Rule, Stage, operation, report
 from retrypolicy.clock import VirtualClock
 from retrypolicy.errors import AlreadyDone, ConfigurationError, KeyReused, LedgerUnavailable, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.http.pushback import Hint
-from retrypolicy.providers import KeyPlacement, Provider
-from retrypolicy.testing import Answer, Close, FaultServer, Refuse
+from retrypolicy.providers import Answers, KeyPlacement, Provider, Template
+from retrypolicy.testing import Answer, Close, FaultServer, Refuse, Stall
 from retrypolicy.urllib3 import RetryPoolManager
-from tests.urllib3.managers import AT_ONCE, BUSY, honouring
+from tests.urllib3.managers import AT_ONCE, BUSY, LATE, TIMED, honouring
+
+SENT_BEFORE = Rule(status=400, tainted=True, effect=Effect.APPLIED, retry=False, from_key_layer=True)
+
+
+class Quiet(HTTPConnection):
+    def send(self, data: Any) -> None:
+        super().send(data)
+
+
+class QuietPool(urllib3.HTTPConnectionPool):
+    """Its connections send by themselves: nobody can watch that."""
+
+    ConnectionCls = Quiet
 
 
 def test_held_in_one_manager_is_held_in_another(tmp_path: Path) -> None:
@@ -90,7 +105,17 @@ def test_a_key_goes_into_the_body_where_the_provider_wants_it_there() -> None:
         assert [json.loads(r.body) for r in server.requests] == [{"a": 1, "headers": {"key": "k"}}] * 2
 
 
-def test_a_request_without_a_place_for_the_key_is_an_error_of_urllib3() -> None:
+def test_a_body_without_a_place_for_the_key_is_an_error_of_urllib3() -> None:
+    place = KeyPlacement(pointer="/key", window=60.0, margin=5.0)
+    provider = Provider(name="made-up", hosts=("127.0.0.1",), key=place)
+    with FaultServer([Answer(200)]) as server, RetryPoolManager(AT_ONCE, provider=provider) as manager:
+        with operation(key="k"), pytest.raises(ConfigurationError, match="JSON") as caught:
+            manager.request("POST", server.url(), body=b"no JSON")
+        assert isinstance(caught.value, exceptions.HTTPError)
+        assert server.requests == ()
+
+
+def test_a_header_that_has_another_key_is_an_error_of_urllib3() -> None:
     with FaultServer([Answer(200)]) as server, RetryPoolManager(AT_ONCE, provider=honouring()) as manager:
         with operation(key="k"), pytest.raises(ConfigurationError) as caught:
             manager.request("POST", server.url(), body=b"x", headers={"X-Key": "another"})
@@ -126,13 +151,6 @@ def test_what_fails_before_the_first_byte_needs_no_arm() -> None:
 
 
 def test_a_pool_that_cannot_be_watched_is_armed_before() -> None:
-    class Quiet(urllib3.connection.HTTPConnection):
-        def send(self, data: Any) -> None:
-            super().send(data)
-
-    class QuietPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Quiet
-
     ledger = MemoryLedger()
     with FaultServer([Refuse()]) as server, RetryPoolManager(AT_ONCE, ledger=ledger) as manager:
         manager.pool_classes_by_scheme = {"http": QuietPool}
@@ -148,11 +166,49 @@ def test_a_pool_that_cannot_be_watched_is_armed_before() -> None:
     assert found.stage is Stage.UNOBSERVED
 
 
+def test_a_pool_that_cannot_be_watched_ends_in_time() -> None:
+    with FaultServer([Stall("request")]) as server, RetryPoolManager(TIMED, timeout=30.0) as manager:
+        manager.pool_classes_by_scheme = {"http": QuietPool}
+        began = time.monotonic()
+        with pytest.raises(exceptions.ReadTimeoutError):
+            manager.request("POST", server.url(), body=b"x")
+        assert time.monotonic() - began < LATE
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_an_answer_that_says_sent_before_is_a_success_and_gives_its_connection_free(preload: bool) -> None:
+    answers = Answers(keep={"ref": "request:/ref"}, replay=[Template(status=202, body={"done": "{ref}"})])
+    options: Any = {"provider": honouring(rules=[SENT_BEFORE], answers=answers), "ledger": MemoryLedger()}
+    with FaultServer([Close("request"), Answer(400, b"x" * 10_000), Answer(200)]) as server:
+        with RetryPoolManager(AT_ONCE, maxsize=1, block=True, **options) as manager:
+            with operation(key="k"):
+                response = manager.request("POST", server.url(), json={"ref": "r1"}, preload_content=preload)
+            assert manager.request("GET", server.url(), pool_timeout=0.1).status == 200
+        assert server.complete == 3
+    assert (response.status, response.json()) == (202, {"done": "r1"})
+    assert response.headers["X-Retrypolicy-Replayed"] == "true"
+    found = report(response)
+    assert found is not None
+    assert (found.effect, found.reason) == (Effect.APPLIED, Reason.SUCCESS)
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_where_no_answer_can_be_made_sent_before_is_returned_as_it_came(preload: bool) -> None:
+    with FaultServer([Close("request"), Answer(400, b"x" * 10_000)]) as server:
+        provider = honouring(rules=[SENT_BEFORE])
+        with RetryPoolManager(AT_ONCE, provider=provider) as manager, operation(key="k"):
+            response = manager.request("POST", server.url(), body=b"pay", preload_content=preload)
+            assert (response.status, response.data) == (400, b"x" * 10_000)
+
+
+@pytest.mark.parametrize("status", [400, 429])
 @pytest.mark.parametrize("moment", [True, False])
-def test_the_hint_that_the_provider_gives_in_a_header_of_its_own_is_waited_for(moment: bool) -> None:
+def test_the_hint_that_the_provider_gives_in_a_header_of_its_own_is_waited_for(moment: bool, status: int) -> None:
     clock = VirtualClock()
-    provider = honouring(hints=(Hint(header="X-Reset", unit="epoch" if moment else "seconds"),))
-    busy = Answer(429, headers={"X-Reset": str(int(clock.now()) * moment + 30)})
+    provider = honouring(
+        hints=(Hint(header="X-Reset", unit="epoch" if moment else "seconds"),), rules=[Rule(status=400, retry=True)]
+    )
+    busy = Answer(status, headers={"X-Reset": str(int(clock.now()) * moment + 30)})
     with (
         FaultServer([busy, Answer(200)]) as server,
         RetryPoolManager(AT_ONCE, provider=provider, clock=clock) as manager,
