@@ -236,7 +236,7 @@ WORKER = RetryPolicy(
     lifetime=86400.0,
     backoff=Exponential(base=1.0, factor=2.0, cap=3600.0, jitter="full"),
 )
-"""In a background worker: short waits are slept, longer ones deferred to the queue; a call lives a day."""
+"""In a background worker: short waits are slept, longer ones deferred to the queue; a call lives up to a day."""
 
 PRESETS = {"web": WEB, "worker": WORKER}
 """By the names that policy files and settings know them by."""
