@@ -65,11 +65,6 @@ def _pointer(_: Any, attribute: Any, value: Mapping[Any, Any]) -> None:
             raise PolicyError.of(f"Rule.{attribute.name}", pointer, 'a JSON Pointer (RFC 6901): "" or "/name/0"')
 
 
-def _part(rule: Rule, attribute: Any, value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise PolicyError.of("Rule.body", value, "None, or a text that is part of the body, and not empty")
-
-
 def _says_something(rule: Rule, attribute: Any, value: Any) -> None:
     if rule.stage is None and rule.status is None and not rule.looks_inside:
         raise PolicyError.of("Rule", "no condition", "given a stage, status, header, json or body to match")
@@ -88,7 +83,7 @@ class Rule:
         status: a status, a class ("5xx"), or several.
         header: names and values (`"*"`: any value), compared without case.
         json: JSON Pointers (RFC 6901) into the body and values (`"*"`: present; a list: any of these).
-        body: a text that is part of the body, for answers that are not JSON.
+        body: a text that is part of the body, for answers that are not JSON. Empty: any body.
         tainted: only when an earlier attempt of the call has an unknown effect (True), or has none (False).
         stage: for an attempt that failed: this stage.
     Verdict:
@@ -104,7 +99,7 @@ class Rule:
     status: frozenset[int | str] | None = field(default=None, converter=_status)
     header: Mapping[str, str] = field(factory=dict, converter=_headers)
     json: Mapping[str, Any] = field(factory=dict, validator=_pointer)
-    body: str | None = field(default=None, validator=_part)
+    body: str = field(default="", validator=text)  # not None, which files write as a text, too
     tainted: bool | None = field(default=None, validator=instance_or_none(bool))
     stage: Stage | None = field(default=None, validator=member(Stage, optional=True))
     effect: Effect | None = field(default=None, validator=member(Effect, optional=True))
@@ -146,7 +141,7 @@ class Rule:
             for name, wanted in self.header.items():
                 if name not in seen or (wanted != ANY and seen[name].strip().lower() != wanted.lower()):
                     return False
-        if self.body is not None and self.body.encode("utf-8", "surrogatepass") not in (outcome.body or b""):
+        if self.body and self.body.encode("utf-8", "surrogatepass") not in (outcome.body or b""):
             return False
         return all(_equal(document.at(pointer), wanted) for pointer, wanted in self.json.items())
 

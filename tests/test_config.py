@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrypolicy import (
@@ -48,6 +48,7 @@ def wrong(data: Any) -> list[str]:
 
 
 @given(policies())
+@example(RetryPolicy(rules=[Rule(status=200, body="none", effect=Effect.NOT_APPLIED, retry=True)]))
 def test_to_dict_and_back_is_the_identity(policy: RetryPolicy) -> None:
     """Through JSON, too: nothing in it needs Python."""
     data = {"policies": {"one": json.loads(json.dumps(policy.to_dict()))}}

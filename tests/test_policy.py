@@ -93,7 +93,7 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(field: str, value: ob
         (Rule, "pushback", -1),
         (Rule, "pushback", "reset"),
         (Rule, "stage", "sent"),
-        (Rule, "body", ""),
+        (Rule, "body", None),
         (Rule, "body", b"sent"),
     ],
 )
@@ -106,7 +106,7 @@ def test_bad_parts_are_refused_too(kind: type, field: str, value: object) -> Non
 
 def test_a_rule_without_condition_or_verdict_is_refused() -> None:
     with pytest.raises(PolicyError, match="condition"):
-        Rule(effect=Effect.UNKNOWN)
+        Rule(effect=Effect.UNKNOWN, body="")
     with pytest.raises(PolicyError, match="verdict"):
         Rule(status=500)
     with pytest.raises(PolicyError, match="alone"):

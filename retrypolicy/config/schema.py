@@ -50,7 +50,6 @@ _BY_HAND: Mapping[tuple[type, str], Schema] = {
         "anyOf": [_STATUS_OR_CLASS, {"type": "array", "items": _STATUS_OR_CLASS, "minItems": 1}, _EMPTY]
     },
     (Rule, "json"): {"type": "object", "propertyNames": {"pattern": r"^$(?!\n)|^/"}},
-    (Rule, "body"): {"anyOf": [{"type": "string", "minLength": 1}, _EMPTY]},
 }
 
 
@@ -62,11 +61,12 @@ def _filled(name: str) -> Schema:
     return {"required": [name], "properties": {name: {"minProperties": 1}}}
 
 
+_TEXT: Schema = {"required": ["body"], "properties": {"body": {"minLength": 1}}}
 _NO_WINDOW: Schema = {"properties": {"window": _EMPTY}}
 _BESIDES: Mapping[type, Schema] = {
     Rule: {
         "allOf": [
-            {"anyOf": [_given("stage"), _given("status"), _filled("header"), _filled("json"), _given("body")]},
+            {"anyOf": [_given("stage"), _given("status"), _filled("header"), _filled("json"), _TEXT]},
             {"anyOf": [_given("effect"), _given("retry"), _given("pushback")]},
             {
                 "if": _given("stage"),
@@ -75,7 +75,7 @@ _BESIDES: Mapping[type, Schema] = {
                         "status": _EMPTY,
                         "header": {"maxProperties": 0},
                         "json": {"maxProperties": 0},
-                        "body": _EMPTY,
+                        "body": {"maxLength": 0},
                     }
                 },
             },
