@@ -150,6 +150,14 @@ def test_a_lost_answer_is_asked_for_again_only_where_that_is_safe(client: RetryP
     assert (found.stage, found.effect, found.reason) == (Stage.SENT, Effect.UNKNOWN, Reason.UNSAFE)
 
 
+def test_a_success_is_told_with_its_own_status(client: RetryPoolManager) -> None:
+    with FaultServer([Answer(200), Answer(201), Answer(204)]) as server:
+        for status in (200, 201, 204):
+            found = report(client.request("POST", server.url(), body=b"x"))
+            assert found is not None
+            assert (found.effect, [each.status for each in found.attempts]) == (Effect.APPLIED, [status])
+
+
 def test_the_last_response_is_returned(client: RetryPoolManager) -> None:
     huge = Answer(503, b"x" * 3_000_000, headers={"Retry-After": "0"})
     with FaultServer([Answer(500, b"oh"), huge]) as server:
