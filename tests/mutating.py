@@ -29,6 +29,14 @@ MODULES = {
         "-k", "not test_decide_reads_no_clock",  # which looks at the source, where mutmut's imports stand
     ],
     "retrypolicy/backoff.py": ["tests/test_backoff.py", "tests/urllib3/test_convert.py"],
+    "retrypolicy/call/guarded.py": [
+        "tests/test_engine.py", "tests/test_engine_shared.py", "tests/test_telemetry.py",
+        "tests/guard/test_too_late.py", "tests/guard/test_attempts_counted.py", "tests/guard/test_store_gone.py",
+        "tests/guard/test_reconcile.py", "tests/guard/test_what_a_send_costs.py", "tests/guard/test_recorder.py",
+        "tests/guard/test_between_attempts.py",
+        "tests/urllib3/test_pool_keys.py", "tests/requests/test_hops.py", "tests/requests/test_adapter.py",
+        "-k", "not no_fault and not valkey and not fork",
+    ],
     "retrypolicy/guard/transitions.py": ["tests/guard/test_transitions.py", "tests/guard/test_protocol_laws.py"],
     "retrypolicy/guard/memory.py": ["tests/guard/test_memory.py", "tests/guard/test_opening.py"],
     "retrypolicy/guard/key.py": [
