@@ -66,14 +66,19 @@ class Guarded(State):
         self._ask_again: float | None = None
         self._joining: float | None = None
 
+    def follows(self, before: Any) -> None:
+        super().follows(before)
+        if self.guarded and before.tainted:  # the ledger's record goes on, and counts on
+            self.attempts, self._counted, self._earlier = before.attempts, before._counted, before._earlier
+
     def arm(self) -> Generator[Command, Any, None]:
         """Put the key under this attempt, durably, before its first byte. Raises the guard's refusals."""
-        if self._pending is not None:
-            # The last settlement got lost. Until it is written, nobody may arm: that includes us.
-            yield self._pending
-            self._pending = None
         monotonic = self.engine.clock.monotonic
         try:
+            if self._pending is not None:
+                # The last settlement got lost. Until it is written, nobody may arm: that includes us.
+                yield self._pending
+                self._pending = None
             asked = monotonic()
             while not isinstance(answer := (yield from self._take()), Taken):
                 if answer is None:

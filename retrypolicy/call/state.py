@@ -134,9 +134,10 @@ class State:
         if self.guarded:
             self._begin_guard()
 
-    def _begin_guard(self) -> None:
-        """Make what only a call under the guard has."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _begin_guard(self) -> None:
+            """Make what only a call under the guard has."""
 
     @property
     def idempotent(self) -> bool:
@@ -176,8 +177,7 @@ class State:
         if before._effect is Effect.APPLIED:
             self._effect = before._effect
         self._hops = (*before._hops, *before._numbered())
-        counted = self.guarded and before.guarded and before.tainted  # by the ledger, in the record that goes on
-        self._earlier = before._earlier + (0 if counted else before.attempts)
+        self._earlier = before._earlier + before.attempts
 
     def _numbered(self) -> list[tuple[Any, ...]]:
         """The attempts of this run, numbered over all hops."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retrypolicy import Answered, Constant, Engine, Failed, RetryPolicy, Stage, operation
 from retrypolicy.call import Call
 from retrypolicy.clock import VirtualClock
+from retrypolicy.errors import LedgerUnavailable
 from retrypolicy.guard import MemoryLedger
 
 RUNS = st.lists(st.lists(st.sampled_from([Stage.NOT_CONNECTED, Stage.NOT_SENT, Stage.SENT]), max_size=4), max_size=3)
@@ -69,3 +73,21 @@ def test_none_is_forgotten_where_the_ledger_began_to_count_anew() -> None:
     assert told.total_attempts == 6
     (record,) = ledger.records()
     assert record.attempts == 4  # the two that were before are of the call that was ended
+
+
+class Deaf(MemoryLedger):
+    """Takes no word of what is unknown."""
+
+    def unknown(self, *args: Any, **options: Any) -> bool:
+        raise LedgerUnavailable("deaf")
+
+
+def test_one_that_waits_for_a_lost_settlement_is_none() -> None:
+    """What became of the first attempt has to be written before the second one is armed."""
+    clock = VirtualClock()
+    engine = Engine(RetryPolicy(backoff=Constant(seconds=1)), ledger=Deaf(clock=clock), clock=clock, secret="s")
+    with operation(key="k"):
+        call = engine.begin("PUT", "https://api.example.com/", content=lambda provider: b"x")
+    with pytest.raises(LedgerUnavailable):
+        engine.drive(call, lambda call: Failed(error=OSError(), stage=Stage.SENT))
+    assert (call.report().total_attempts, len(call.report().attempts)) == (1, 1)

@@ -10,8 +10,9 @@ import requests
 from requests.auth import HTTPDigestAuth
 
 from retrypolicy import Effect, Guard, Report, operation, report
-from retrypolicy.errors import SendHeld
+from retrypolicy.errors import LedgerUnavailable, SendHeld
 from retrypolicy.guard import MemoryLedger, Phase
+from retrypolicy.guard.ledger import Refused, Take, Taken
 from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.requests import RetryAdapter, mount
 from retrypolicy.testing import Answer, Close, FaultServer, Request, VirtualClock
@@ -142,6 +143,30 @@ def test_no_hop_goes_out_after_a_wait_for_the_key_to_be_forgotten() -> None:
         with pytest.raises(SendHeld), operation(key="k"):
             session.post(server.url(), data=b"pay", hooks=hooks)
         assert server.complete == 2
+
+
+def test_a_hop_that_the_guard_refuses_counts_the_attempts_before_it() -> None:
+    ledger = SnappedLedger()
+    with FaultServer([LOST, moved(307)]) as server, requests.Session() as session:
+        mount(session, AT_ONCE, provider=honouring(), ledger=ledger)
+        with pytest.raises(LedgerUnavailable) as caught, operation(key="k"):
+            session.post(server.url(), data=b"pay")
+        assert server.complete == 2
+    found = told(caught.value)
+    assert found.total_attempts == 2
+    assert [(a.number, a.status) for a in found.attempts] == [(1, None), (2, 307)]
+
+
+class SnappedLedger(MemoryLedger):
+    """Takes two arms, and no more."""
+
+    arms = 2
+
+    def arm(self, take: Take) -> Taken | Refused:
+        self.arms -= 1
+        if self.arms < 0:
+            raise LedgerUnavailable("snapped")
+        return super().arm(take)
 
 
 # -- what is reported is about the whole call -------------------------------------------------------------------------
