@@ -35,6 +35,15 @@ SOON = (5.0, 3600.0)
 """The same for what nobody set a time for: the ledger is away, the worker is being stopped."""
 
 
+MOST_DEATHS = 12
+"""How often a job may end its worker's process, however many attempts its policy has."""
+
+
+def kills_its_workers(deaths: int, policy: RetryPolicy) -> bool:
+    """Was a job begun so often, and never came to an end, that it is taken to be the cause?"""
+    return deaths >= min(policy.max_attempts, MOST_DEATHS)
+
+
 @frozen(kw_only=True)
 class RetryAt:
     """Run the job again at `when` (wall-clock seconds since the epoch), under the same key."""

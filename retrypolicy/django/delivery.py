@@ -23,7 +23,19 @@ from retrypolicy.errors import ConfigurationError, PolicyError, SendFailed
 from retrypolicy.guard.operation import operation
 from retrypolicy.policy import WORKER, RetryPolicy
 from retrypolicy.reports import report
-from retrypolicy.step import SOON, GiveUp, Held, RetryAt, Settled, Step, Wait, next_step, patience, slim
+from retrypolicy.step import (
+    SOON,
+    GiveUp,
+    Held,
+    RetryAt,
+    Settled,
+    Step,
+    Wait,
+    kills_its_workers,
+    next_step,
+    patience,
+    slim,
+)
 
 State = OutboxMessage.State
 OPEN = (State.WAITING, State.HELD)
@@ -142,7 +154,7 @@ def _deliver(row: OutboxMessage, using: str) -> Delivered:
     step: Step
     try:
         policy = settings.outbox_policy(row.policy)
-        if row.unfinished >= policy.max_attempts:
+        if kills_its_workers(row.unfinished, policy):
             raise SendFailed(
                 f"its sending was begun {row.unfinished} times and never came to an end: it may kill whoever sends "
                 "it. It is not sent again by itself"

@@ -23,7 +23,7 @@ from retrypolicy.guard.ledger import Take, Taken
 from retrypolicy.guard.operation import operation
 from retrypolicy.policy import RetryPolicy
 from retrypolicy.queues.names import ledger_named, policy_named, secret
-from retrypolicy.step import GiveUp, Settled, next_step, slim
+from retrypolicy.step import GiveUp, Settled, kills_its_workers, next_step, slim
 
 if TYPE_CHECKING:
     from retrypolicy.queues.celery_checks import Problem as Problem
@@ -267,7 +267,7 @@ class _Delivery:
         self._ledger, self._fence = ledger, answer.fence
         died = answer.attempts - 1
         old = policy.lifetime is not None and self._job.now >= answer.first_seen + policy.lifetime
-        if died >= policy.max_attempts or (died and old):
+        if kills_its_workers(died, policy) or (died and old):
             self._over()
             raise SendFailed(
                 f"task {task.name}[{request.id}] was begun {died} times and never came to an end: it may kill its "

@@ -29,6 +29,7 @@ from retrypolicy.guard import MemoryLedger, Phase
 from retrypolicy.providers import KeyPlacement, Provider
 from retrypolicy.queues import GiveUp, Held, RetryAt, Settled, Wait, next_step
 from retrypolicy.requests import RetryAdapter
+from retrypolicy.step import kills_its_workers
 from retrypolicy.testing import Answer, Close, FaultServer
 from tests.anymail.sending import SECRET, mail, send
 
@@ -338,3 +339,11 @@ def test_a_refused_recipient_is_told_without_the_payload() -> None:
 def test_a_policy_that_is_not_one(desk: Desk) -> None:
     with pytest.raises(PolicyError, match=r"next_step\.policy"):
         next_step(KEY, policy="worker", ledger=desk.ledger)  # type: ignore[arg-type]  # what people do
+
+
+@pytest.mark.parametrize(("most", "deaths"), [(1, 1), (4, 4), (12, 12), (35, 12), (1000, 12)])
+def test_a_job_that_ends_its_workers_comes_to_an_end(most: int, deaths: int) -> None:
+    """As often as its policy has attempts, and a dozen times at most: attempts are cheap, workers are not."""
+    policy = RetryPolicy(max_attempts=most)
+    assert kills_its_workers(deaths, policy)
+    assert not kills_its_workers(deaths - 1, policy)

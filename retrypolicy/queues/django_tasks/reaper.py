@@ -14,6 +14,7 @@ from retrypolicy.queues.django_tasks.framework import SUCCESSFUL
 from retrypolicy.queues.django_tasks.job import NOTE
 from retrypolicy.queues.django_tasks.tasks import policy_of
 from retrypolicy.queues.names import policy_named
+from retrypolicy.step import kills_its_workers
 
 READY, ENDED, FAILED, LEFT = "ready", "ended", "failed", "left alone"
 
@@ -82,7 +83,7 @@ def _verdict(row: Any) -> tuple[str, str, dict[str, Any]]:
         note = {NOTE: {"continues_as": str(next_row.pk), "run_after": next_row.run_after.isoformat(), "why": "reaped"}}
         return ENDED, f"it goes on as {next_row.pk}", {**over, "status": SUCCESSFUL, "return_value": note}
     died = len(row.worker_ids)
-    if died >= policy.max_attempts:
+    if kills_its_workers(died, policy):
         said = f"it was begun {died} times and never came to an end: it may kill its workers"
         path = f"{SendFailed.__module__}.{SendFailed.__qualname__}"
         return (
