@@ -116,7 +116,7 @@ def try_out(module: str, place: Path, options: argparse.Namespace) -> None:
     of = "" if len(chosen) == len(names) else f" (of {len(names)} that there are, seed {options.seed})"
     print(f"{module}: {caught} of {len(chosen)} mutants caught, {caught / len(chosen):.1%}{of}; {dict(found)}")
     for name in chosen:
-        if status(codes[name]) in ("survived", "no tests", "broken"):
+        if status(codes[name]) in ("survived", "no tests", "broken", "timeout"):
             print(f"  {status(codes[name])}: {name.rpartition('.')[2]}")
             if options.show:
                 shown = subprocess.run([sys.executable, "-m", "mutmut", "show", name], cwd=place, capture_output=True)

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
-from retrypolicy import Answered, Constant, Effect, Engine, Failed, Reason, Report, RetryPolicy, Stage, operation
+from retrypolicy import Answered, Constant, Effect, Engine, Failed, Guard, Reason, Report, RetryPolicy, Stage, operation
 from retrypolicy.call import Call, Renew, Replay
 from retrypolicy.clock import VirtualClock
 from retrypolicy.decision import Decision, Defer
-from retrypolicy.errors import LedgerUnavailable, SendHeld
-from retrypolicy.events import Event, LedgerDown
+from retrypolicy.errors import DeadlineExceeded, KeyReused, LedgerUnavailable, SendHeld
+from retrypolicy.events import Done, Event, LedgerDown
 from retrypolicy.guard import Ledger, MemoryLedger, Phase
 from retrypolicy.guard.ledger import Record, Refused, Take, Taken
-from retrypolicy.providers import KeyPlacement, Provider
+from retrypolicy.providers import Answers, KeyPlacement, Provider
 
 UNSENT = Failed(error=OSError("refused"), stage=Stage.NOT_CONNECTED)
 LOST = Failed(error=OSError("lost"), stage=Stage.SENT)
@@ -70,6 +71,7 @@ class Runs:
 
         with operation(key="k", label="order 42"):
             call = self.engine.begin("POST", "https://api.example.com/", content=lambda provider: content, hooked=True)
+        call.sent = content
         try:
             return self.engine.drive(call, attempt)
         finally:
@@ -147,6 +149,35 @@ def test_the_status_of_an_answer_is_kept_even_if_the_profile_keeps_nothing(
     with pytest.raises(Replay) as caught:
         run(DONE)
     assert caught.value.record.result == {"status": 201}
+    assert [event.reason for event in run.events if isinstance(event, Done)] == [Reason.SUCCESS, Reason.GUARDED]
+
+
+def test_of_the_request_is_kept_what_the_profile_names(ledger: MemoryLedger, clock: VirtualClock) -> None:
+    run = Runs(ledger, clock, provider=evolve(PROVIDER, answers=Answers(keep={"ref": "request:/ref"})))
+    run(DONE, content=b'{"ref": "r1", "to": "ann@example.com"}')
+    assert run.record.result == {"status": 201, "ref": "r1"}
+
+
+def test_a_call_whose_life_ended_between_two_runs_sends_nothing(ledger: MemoryLedger, clock: VirtualClock) -> None:
+    run = Runs(ledger, clock, LATER.with_(lifetime=100.0))
+    run(UNSENT)
+    clock.advance(100)
+    with pytest.raises(DeadlineExceeded):
+        run(DONE)
+    assert run.generations == []
+    assert run.report is not None
+    assert (run.report.reason, run.record.phase) == (Reason.LIFETIME_OVER, Phase.FAILED)
+
+
+def test_other_content_does_not_wait_for_who_has_the_key(ledger: MemoryLedger, clock: VirtualClock) -> None:
+    policy = RetryPolicy(guard=Guard(join=5.0))
+
+    def another() -> None:
+        with pytest.raises(KeyReused):
+            Runs(ledger, clock, policy)(DONE, content=b"other")
+
+    Runs(ledger, clock, policy)(DONE, then=another)
+    assert clock.sleeps == []
 
 
 def test_good_news_of_a_call_that_the_store_lost_names_its_provider(ledger: MemoryLedger, clock: VirtualClock) -> None:
@@ -189,3 +220,17 @@ def test_what_could_not_be_asked_and_written_is_told(clock: VirtualClock, held: 
     assert tuple(event.operation for event in run.events if isinstance(event, LedgerDown)) == without
     assert run.report is not None
     assert run.report.recorded is False
+
+
+class Interrupted(MemoryLedger):
+    """The process is told to stop while the ledger is told of a lost answer."""
+
+    def unknown(self, *args: Any, **options: Any) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_who_is_torn_out_gives_nothing_back_that_may_have_been_sent(clock: VirtualClock) -> None:
+    run = Runs(Interrupted(clock=clock), clock)
+    with pytest.raises(KeyboardInterrupt):
+        run(LOST)
+    assert run.record.phase is Phase.ARMED  # held when its lease is over, and not free for the next caller

@@ -63,9 +63,10 @@ def test_an_arm_that_is_older_than_its_lease_permits_nothing() -> None:
     policy = RetryPolicy(backoff=Constant(seconds=0), guard=Guard(lease=LEASE))
     engine = Engine(policy, ledger=ledger, clock=clock, secret="s")
     ledger.delay = LEASE + 0.1
-    with pytest.raises(LedgerUnavailable, match="nothing was sent"):
+    with pytest.raises(LedgerUnavailable, match="nothing was sent") as caught:
         run(engine, job)
     assert job.sent == 0
+    assert [caught.value.key_digest] == [record.key.hex() for record in ledger.records()]
     assert phase(ledger) is Phase.FAILED
     ledger.delay = LEASE - 0.1
     assert run(engine, job) == "sent"
