@@ -70,7 +70,6 @@ class Call(Guarded):
             if self.first_seen is None:
                 self.first_seen = now - self.elapsed
             decision = judge(policy, self, outcome, said, effect, now, engine.random())
-            self.streak = self.streak + 1 if isinstance(outcome, Failed) and outcome.retry_limit is not None else 0
             if policy.budget is not None or policy.breaker is not None:
                 decision = spending.account(self, outcome, decision)
             if type(decision) is not Stop:
@@ -85,8 +84,10 @@ class Call(Guarded):
             status = error = stage = None
             if isinstance(outcome, Failed):
                 error, stage = type(outcome.error), outcome.stage
+                self.streak = 0 if outcome.retry_limit is None else self.streak + 1
             else:
                 status = outcome.status
+                self.streak = 0
                 if outcome.body_error is not None:
                     error = type(outcome.body_error)
             record = (self.attempts, status, error, stage, outcome.reused, said.effect, decision, ended - began)
